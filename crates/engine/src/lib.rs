@@ -1,0 +1,12 @@
+//! vCPU engines: the traits, the vCPU state that both share, the CPUID policy and the choice.
+//!
+//! An engine calls the [`bus::Bus`] for port and memory accesses; only what ends or pauses a vCPU
+//! comes back from [`Vcpu::run`].
+
+mod cpuid;
+mod state;
+mod traits;
+
+pub use cpuid::{CpuidLeaf, CpuidTable, Topology};
+pub use state::{ApicState, FpuState, Pending, RunState, Segment, TableRegister, VcpuState, reg, seg};
+pub use traits::{Doorbell, Engine, Error, Kicker, Result, SharedVm, Stop, Vcpu, Vm, VmConfig, VmServices};

@@ -1,0 +1,63 @@
+//! A checked, contiguous piece of guest RAM for host I/O without a copy.
+
+use std::ptr::NonNull;
+
+use crate::GuestMemory;
+
+/// `len` bytes of guest RAM that stay mapped as long as this value lives. The bytes may change at
+/// any time under the guest's hands: use it for system calls and copies, never as a reference.
+#[derive(Clone)]
+pub struct GuestSlice {
+    memory: GuestMemory,
+    gpa: u64,
+    host: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the slice keeps its mapping alive through `memory`; the pointer is only used for copies
+// and system calls that tolerate concurrent access.
+unsafe impl Send for GuestSlice {}
+// SAFETY: as above.
+unsafe impl Sync for GuestSlice {}
+
+impl GuestSlice {
+    pub(crate) fn new(memory: GuestMemory, gpa: u64, host: NonNull<u8>, len: usize) -> Self {
+        Self { memory, gpa, host, len }
+    }
+
+    /// Host address, for iovecs.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.host.as_ptr()
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Guest-physical address of the first byte.
+    pub fn gpa(&self) -> u64 {
+        self.gpa
+    }
+
+    /// The part from `offset`, at most `len` bytes; empty past the end.
+    #[must_use]
+    pub fn sub(&self, offset: usize, len: usize) -> Self {
+        let offset = offset.min(self.len);
+        let len = len.min(self.len - offset);
+        // SAFETY: offset <= self.len, inside or one past the mapping's end.
+        let host = unsafe { self.host.add(offset) };
+        Self { memory: self.memory.clone(), gpa: self.gpa + offset as u64, host, len }
+    }
+
+    /// To be called after the host has written `len` bytes at the start of the slice behind our
+    /// back (a completed read into it), so that translated code there is dropped.
+    pub fn written(&self, len: usize) {
+        self.memory.note_write(self.gpa, len.min(self.len) as u64);
+    }
+}

@@ -1,0 +1,5 @@
+//! Address translation.
+
+mod tlb;
+
+pub use tlb::{Entry, Tlb, TlbClass};

@@ -1,0 +1,133 @@
+//! The translation look-aside buffer that translated code reads inline.
+//!
+//! Three classes, because permissions differ: user accesses, supervisor accesses, and supervisor
+//! accesses that may touch user pages (SMAP off or RFLAGS.AC set). Code is translated for one
+//! class, so the class costs nothing at run time.
+//!
+//! Translated code computes `offset = linear - tag`; `offset <= 4096 - size` is a hit, and the
+//! host address is `host + offset`. So one compare also refuses accesses that leave the page.
+
+use memory::PAGE_SIZE;
+
+/// Entries in a class; direct mapped by the low bits of the page number.
+pub const ENTRIES: usize = 1024;
+
+/// Which accesses a translation is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlbClass {
+    /// CPL 3.
+    User = 0,
+    /// CPL 0–2 with SMAP in force.
+    Supervisor = 1,
+    /// CPL 0–2 without SMAP, or with RFLAGS.AC.
+    SupervisorUser = 2,
+}
+
+/// One translation. A tag is the linear address of the page, or [`Entry::invalid`].
+#[repr(C, align(32))]
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// Tag for reads.
+    pub read: u64,
+    /// Tag for writes. Not set while the page holds translated code, while its dirty bit is clear.
+    pub write: u64,
+    /// Host address of the page.
+    pub host: u64,
+    /// Guest-physical address of the page.
+    pub gpa: u64,
+}
+
+impl Entry {
+    /// A tag that no address with this index can match: a neighbouring index's page.
+    pub const fn invalid(index: usize) -> u64 {
+        ((index ^ 1) as u64) * PAGE_SIZE
+    }
+}
+
+/// All translations of one vCPU.
+#[repr(C)]
+pub struct Tlb {
+    classes: [[Entry; ENTRIES]; 3],
+    /// (class, index) of entries filled since the last flush, by whether the page is global.
+    filled: [Vec<(u8, u16)>; 2],
+}
+
+impl Tlb {
+    /// An empty TLB in place (it is too large for the stack).
+    pub fn init(&mut self) {
+        for class in &mut self.classes {
+            for (index, entry) in class.iter_mut().enumerate() {
+                let invalid = Entry::invalid(index);
+                *entry = Entry { read: invalid, write: invalid, host: 0, gpa: 0 };
+            }
+        }
+        self.filled = [Vec::new(), Vec::new()];
+    }
+
+    /// Index of the entry for `linear`.
+    pub const fn index(linear: u64) -> usize {
+        (linear / PAGE_SIZE) as usize % ENTRIES
+    }
+
+    /// The entry that may hold `linear`.
+    pub fn entry(&self, class: TlbClass, linear: u64) -> &Entry {
+        &self.classes[class as usize][Self::index(linear)]
+    }
+
+    /// Puts a translation in. `writable`: stores may go straight to the page.
+    pub fn fill(&mut self, class: TlbClass, linear: u64, host: u64, gpa: u64, writable: bool, global: bool) {
+        let index = Self::index(linear);
+        let page = linear & !(PAGE_SIZE - 1);
+        let write = if writable { page } else { Entry::invalid(index) };
+        self.classes[class as usize][index] = Entry { read: page, write, host, gpa };
+        self.filled[usize::from(global)].push((class as u8, index as u16));
+        if self.filled[usize::from(global)].len() > 8 * ENTRIES {
+            self.flush_all();
+        }
+    }
+
+    fn drop_entry(&mut self, class: u8, index: u16) {
+        let invalid = Entry::invalid(usize::from(index));
+        let entry = &mut self.classes[usize::from(class)][usize::from(index)];
+        entry.read = invalid;
+        entry.write = invalid;
+    }
+
+    fn flush(&mut self, global: bool) {
+        let mut list = std::mem::take(&mut self.filled[usize::from(global)]);
+        for (class, index) in list.drain(..) {
+            self.drop_entry(class, index);
+        }
+        self.filled[usize::from(global)] = list;
+    }
+
+    /// Drops all translations (CR0.PG, CR4.PGE, SMEP and the like change).
+    pub fn flush_all(&mut self) {
+        self.flush(false);
+        self.flush(true);
+    }
+
+    /// Drops all but global translations (MOV to CR3).
+    pub fn flush_non_global(&mut self) {
+        self.flush(false);
+    }
+
+    /// Drops the translations of one page (INVLPG).
+    pub fn flush_page(&mut self, linear: u64) {
+        for class in 0..3 {
+            self.drop_entry(class, Self::index(linear) as u16);
+        }
+    }
+
+    /// Takes the write tags of every translation of the page at `gpa`: it now holds translated
+    /// code.
+    pub fn protect(&mut self, gpa: u64) {
+        for class in &mut self.classes {
+            for (index, entry) in class.iter_mut().enumerate() {
+                if entry.gpa == gpa {
+                    entry.write = Entry::invalid(index);
+                }
+            }
+        }
+    }
+}
