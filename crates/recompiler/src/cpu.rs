@@ -102,6 +102,56 @@ pub enum Activity {
     Shutdown,
 }
 
+/// What translated code and the run loop hand each other.
+#[repr(C)]
+pub struct Jit {
+    /// Host stack pointer while translated code runs.
+    pub host_rsp: u64,
+    /// Where to enter.
+    pub target: u64,
+    /// Why translated code left ([`crate::cache::ExitKind`]).
+    pub exit_kind: u32,
+    /// Which exit, access site or system instruction it was.
+    pub exit_arg: u32,
+    /// Host R10 at the exit: an address or a jump target.
+    pub value: u64,
+    /// RCX while a check uses it.
+    pub saved_rcx: u64,
+    /// A register that an instruction borrows.
+    pub spill: u64,
+    /// Arithmetic flags at the last entry or exit: SF ZF AF PF CF in bits 8–15 as LAHF has them,
+    /// OF in bits 0–7.
+    pub flags: u64,
+    /// The host's MXCSR.
+    pub host_mxcsr: u32,
+    /// Bits of a linear address that index the TLB, for PEXT.
+    pub index_mask: u64,
+    /// Bits of an offset that must be 0 inside a page, for PEXT.
+    pub page_mask: u64,
+    /// Operand of an instruction that can't work on guest RAM directly.
+    pub bounce: Bounce,
+}
+
+/// Aligned so that any vector operand can have the guest operand's alignment.
+#[repr(C, align(64))]
+pub struct Bounce(pub [u8; 192]);
+
+/// Index is the low 16 bits of a target's linear address. See `translate/branch.rs`.
+#[repr(C)]
+pub struct JumpCache {
+    /// Minus (linear address + mode); what no target matches: [`JumpCache::EMPTY`].
+    pub tags: [u64; JumpCache::SIZE],
+    /// Host address of the block's checked entry.
+    pub hosts: [u64; JumpCache::SIZE],
+}
+
+impl JumpCache {
+    /// Number of entries.
+    pub const SIZE: usize = 1 << 16;
+    /// A tag of no target: minus a non-canonical address.
+    pub const EMPTY: u64 = 1 << 62;
+}
+
 /// One vCPU. The fields up to the TLB are read and written by translated code, by offset.
 ///
 /// While Rust runs, all registers are here; `rflags` is complete. General registers hold zeros in
@@ -121,8 +171,16 @@ pub struct Cpu {
     /// Nonzero: leave translated code at the next block boundary. Set by any thread through
     /// [`crate::shared::Attention`], which points here.
     pub attention: std::sync::atomic::AtomicU32,
+    /// Guest YMM0–15, low half first, while Rust runs (translated code holds them in the host's).
+    pub vectors: [[u64; 4]; 16],
+    /// Guest MXCSR. x87 state always stays in the host FPU of the vCPU's thread.
+    pub mxcsr: u32,
+    /// What translated code and the run loop hand each other.
+    pub jit: Jit,
     /// Address translations for loads and stores of translated code.
     pub tlb: Tlb,
+    /// Targets of indirect jumps.
+    pub jumps: JumpCache,
 
     /// GDTR.
     pub gdtr: TableRegister,
@@ -165,6 +223,40 @@ pub struct Cpu {
 }
 
 impl Cpu {
+    /// A vCPU after power-on. It is too large for the stack, so it is built in place.
+    pub fn new_boxed(shared: Arc<Shared>, id: u32, apic: Arc<Apic>) -> Box<Self> {
+        let reset = engine::VcpuState::reset(id);
+        let mut space: Box<std::mem::MaybeUninit<Self>> = Box::new_zeroed();
+        let cpu = space.as_mut_ptr();
+        // SAFETY: `cpu` points to zeroed memory of the right size and alignment. Every field for
+        // which zero bytes are no value (Vec, BTreeMap, Arc) is written before `assume_init`; all
+        // others (integers, bool, arrays of them, `Activity` with its discriminant 0) may be zero.
+        unsafe {
+            (&raw mut (*cpu).tlb.filled).write(Default::default());
+            (&raw mut (*cpu).msrs).write(std::collections::BTreeMap::new());
+            (&raw mut (*cpu).apic).write(apic);
+            (&raw mut (*cpu).shared).write(shared);
+        }
+        // SAFETY: as above.
+        let mut cpu = unsafe { space.assume_init() };
+        cpu.id = id;
+        cpu.rip = reset.rip;
+        cpu.rflags = reset.rflags;
+        cpu.segments = reset.segments;
+        cpu.gdtr = reset.gdtr;
+        cpu.idtr = reset.idtr;
+        cpu.cr0 = reset.cr0;
+        cpu.xcr0 = reset.xcr0;
+        cpu.dr = reset.dr;
+        cpu.mxcsr = 0x1f80;
+        cpu.jit.index_mask = (crate::mmu::ENTRIES as u64 - 1) * memory::PAGE_SIZE;
+        cpu.jit.page_mask = !(memory::PAGE_SIZE - 1);
+        cpu.activity = if id == 0 { Activity::Running } else { Activity::WaitForSipi };
+        cpu.tlb.init();
+        cpu.jumps.tags.fill(JumpCache::EMPTY);
+        cpu
+    }
+
     /// Whether CR0.PE is set.
     pub fn protected(&self) -> bool {
         self.cr0 & control::CR0_PE != 0

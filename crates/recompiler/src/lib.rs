@@ -10,3 +10,4 @@ pub mod exception;
 pub mod mmu;
 pub mod shared;
 pub mod system;
+mod translate;

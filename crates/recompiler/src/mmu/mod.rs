@@ -2,4 +2,4 @@
 
 mod tlb;
 
-pub use tlb::{Entry, Tlb, TlbClass};
+pub use tlb::{ENTRIES, Entry, Tlb, TlbClass};

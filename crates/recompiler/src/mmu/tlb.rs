@@ -23,6 +23,9 @@ pub enum TlbClass {
     SupervisorUser = 2,
 }
 
+/// The "class" of instruction fetches in `Tlb::filled`.
+const EXEC: u8 = 3;
+
 /// One translation. A tag is the linear address of the page, or [`Entry::invalid`].
 #[repr(C, align(32))]
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +52,10 @@ impl Entry {
 pub struct Tlb {
     classes: [[Entry; ENTRIES]; 3],
     /// (class, index) of entries filled since the last flush, by whether the page is global.
-    filled: [Vec<(u8, u16)>; 2],
+    pub(crate) filled: [Vec<(u8, u16)>; 2],
+    /// For each linear page that runs code: the number of its code page ([`crate::cache`]), 0: none.
+    /// Filled and dropped with the rest, as class [`EXEC`].
+    pub(crate) exec: [u32; ENTRIES],
 }
 
 impl Tlb {
@@ -61,6 +67,7 @@ impl Tlb {
                 *entry = Entry { read: invalid, write: invalid, host: 0, gpa: 0 };
             }
         }
+        self.exec = [0; ENTRIES];
         self.filled = [Vec::new(), Vec::new()];
     }
 
@@ -74,19 +81,37 @@ impl Tlb {
         &self.classes[class as usize][Self::index(linear)]
     }
 
+    /// Notes that instructions at `linear` come from code page `number`.
+    pub(crate) fn fill_exec(&mut self, linear: u64, number: u32, global: bool) {
+        let index = Self::index(linear);
+        self.note_filled(EXEC, index, global);
+        self.exec[index] = number;
+    }
+
+    fn note_filled(&mut self, class: u8, index: usize, global: bool) {
+        let list = &mut self.filled[usize::from(global)];
+        list.push((class, index as u16));
+        // The list may name an entry often (a page that is evicted and comes back); bound it.
+        if list.len() > 16 * ENTRIES {
+            self.flush_all();
+            self.filled[usize::from(global)].push((class, index as u16));
+        }
+    }
+
     /// Puts a translation in. `writable`: stores may go straight to the page.
     pub fn fill(&mut self, class: TlbClass, linear: u64, host: u64, gpa: u64, writable: bool, global: bool) {
         let index = Self::index(linear);
         let page = linear & !(PAGE_SIZE - 1);
         let write = if writable { page } else { Entry::invalid(index) };
+        self.note_filled(class as u8, index, global);
         self.classes[class as usize][index] = Entry { read: page, write, host, gpa };
-        self.filled[usize::from(global)].push((class as u8, index as u16));
-        if self.filled[usize::from(global)].len() > 8 * ENTRIES {
-            self.flush_all();
-        }
     }
 
     fn drop_entry(&mut self, class: u8, index: u16) {
+        if class == EXEC {
+            self.exec[usize::from(index)] = 0;
+            return;
+        }
         let invalid = Entry::invalid(usize::from(index));
         let entry = &mut self.classes[usize::from(class)][usize::from(index)];
         entry.read = invalid;
@@ -114,7 +139,7 @@ impl Tlb {
 
     /// Drops the translations of one page (INVLPG).
     pub fn flush_page(&mut self, linear: u64) {
-        for class in 0..3 {
+        for class in 0..=EXEC {
             self.drop_entry(class, Self::index(linear) as u16);
         }
     }

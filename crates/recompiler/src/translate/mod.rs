@@ -1,0 +1,5 @@
+//! Turns guest code into host code.
+
+mod classify;
+mod emit;
+mod flags;
