@@ -10,4 +10,5 @@ pub mod exception;
 pub mod mmu;
 pub mod shared;
 pub mod system;
+mod cache;
 mod translate;

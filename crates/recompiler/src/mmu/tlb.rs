@@ -41,9 +41,10 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// A tag that no address with this index can match: a neighbouring index's page.
+    /// A tag that no access with this index can match: the page of an index two away, so that
+    /// even an access that starts at the very end of a page is a whole page off.
     pub const fn invalid(index: usize) -> u64 {
-        ((index ^ 1) as u64) * PAGE_SIZE
+        ((index ^ 2) as u64) * PAGE_SIZE
     }
 }
 
@@ -69,6 +70,16 @@ impl Tlb {
         }
         self.exec = [0; ENTRIES];
         self.filled = [Vec::new(), Vec::new()];
+    }
+
+    /// Offset in this structure of an entry member of entry 0 of a class.
+    pub const fn member_offset(class: usize, member: usize) -> usize {
+        std::mem::offset_of!(Self, classes) + class * size_of::<[Entry; ENTRIES]>() + member
+    }
+
+    /// Offset in this structure of the code page number for `linear`.
+    pub const fn exec_offset(linear: u64) -> usize {
+        std::mem::offset_of!(Self, exec) + 4 * Self::index(linear)
     }
 
     /// Index of the entry for `linear`.

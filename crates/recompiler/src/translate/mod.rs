@@ -1,5 +1,16 @@
 //! Turns guest code into host code.
 
-mod classify;
-mod emit;
+mod address;
+mod block;
+mod branch;
+mod check;
+pub mod classify;
+pub mod emit;
 mod flags;
+mod mode;
+mod native;
+mod stack;
+
+pub use block::{Input, Tools, translate};
+pub use mode::Mode;
+pub use native::{bounce_code, rewritable};
