@@ -55,7 +55,8 @@ pub fn help(keys: &[Key]) -> String {
     for key in keys {
         let default = key.default.map_or_else(String::new, |default| format!(" ({default})"));
         let absent = if key.supported { "" } else { " [not supported yet]" };
-        text.push_str(&format!("    {:width$}  {}{default}{absent}\n", name(key), key.help));
+        let line = format!("    {:width$}  {}{default}{absent}\n", name(key), key.help);
+        text.push_str(&line);
     }
     text
 }
