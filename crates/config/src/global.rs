@@ -10,7 +10,7 @@ const SMBIOS: Kind = Kind::Text(255);
 /// Every key outside of the `pci` node.
 pub static KEYS: &[Key] = &[
     // The virtual machine
-    Key::new("name", Kind::Text(crate::MAX_NAME), "name of the VM"),
+    Key::new("name", Kind::FreeText, "name of the VM, up to 32 characters"),
     Key::new("cpus", COUNT, "number of virtual CPUs").default("1"),
     Key::new("sockets", COUNT, "number of sockets (cpus, unless set)"),
     Key::new("cores", COUNT, "cores in each socket").default("1"),
