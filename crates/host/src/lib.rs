@@ -1,1 +1,5 @@
-//! See the crate's description in Cargo.toml.
+//! The host side of devices: disks, network back ends and terminals.
+#![deny(unsafe_code)]
+
+pub mod block;
+pub mod net;

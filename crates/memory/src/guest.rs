@@ -159,6 +159,27 @@ macro_rules! scalar {
     };
 }
 
+macro_rules! exchange {
+    ($name:ident, $type:ty, $atomic:ty) => {
+        impl GuestMemory {
+            #[doc = concat!("Atomically replaces the little-endian `", stringify!($type), "` at `gpa` by `new` if it is `old`; whether it was. It must be aligned. Does not tell the code watcher: for engines.")]
+            pub fn $name(&self, gpa: u64, old: $type, new: $type) -> Result<bool> {
+                let len = size_of::<$type>() as u64;
+                let host = self.checked(gpa, len)?.cast::<$type>();
+                if !host.is_aligned() {
+                    return Err(Error::OutOfRange { gpa, len });
+                }
+                // SAFETY: checked, aligned, and guest RAM is only ever accessed as shared memory.
+                let place = unsafe { <$atomic>::from_ptr(host.as_ptr()) };
+                Ok(place.compare_exchange(old.to_le(), new.to_le(), Ordering::SeqCst, Ordering::SeqCst).is_ok())
+            }
+        }
+    };
+}
+
+exchange!(compare_exchange_u32, u32, AtomicU32);
+exchange!(compare_exchange_u64, u64, AtomicU64);
+
 scalar!(load_u8, store_u8, u8, AtomicU8);
 scalar!(load_u16, store_u16, u16, AtomicU16);
 scalar!(load_u32, store_u32, u32, AtomicU32);
@@ -192,6 +213,17 @@ mod tests {
             assert_eq!(m.load_u16(gpa, Ordering::Acquire).unwrap(), 0x7788);
         }
         assert!(m.load_u64(0x10ff9, Ordering::Acquire).is_err());
+    }
+
+    #[test]
+    fn an_exchange_needs_the_old_value_and_alignment() {
+        let m = two_ranges();
+        assert!(m.compare_exchange_u32(8, 0, 5).unwrap());
+        assert!(!m.compare_exchange_u32(8, 0, 6).unwrap());
+        assert!(m.compare_exchange_u64(8, 5, u64::MAX).unwrap());
+        assert_eq!(m.load_u64(8, Ordering::Acquire).unwrap(), u64::MAX);
+        assert!(m.compare_exchange_u64(12, 0, 1).is_err());
+        assert!(m.compare_exchange_u64(0x3000, 0, 1).is_err());
     }
 
     #[test]

@@ -60,4 +60,22 @@ impl GuestSlice {
     pub fn written(&self, len: usize) {
         self.memory.note_write(self.gpa, len.min(self.len) as u64);
     }
+
+    /// Copies the start of the slice to `to`, as much as both hold; returns how much.
+    pub fn read(&self, to: &mut [u8]) -> usize {
+        let len = self.len.min(to.len());
+        // SAFETY: both sides hold `len` bytes; the destination is an exclusive host buffer that
+        // cannot overlap guest RAM. Racing guest stores can tear the copy, as on hardware.
+        unsafe { std::ptr::copy_nonoverlapping(self.host.as_ptr(), to.as_mut_ptr(), len) };
+        len
+    }
+
+    /// Copies `from` to the start of the slice, as much as both hold; returns how much.
+    pub fn write(&self, from: &[u8]) -> usize {
+        let len = self.len.min(from.len());
+        // SAFETY: as in `read`, with the roles exchanged.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.host.as_ptr(), len) };
+        self.written(len);
+        len
+    }
 }

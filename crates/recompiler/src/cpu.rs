@@ -5,7 +5,7 @@ use std::sync::Arc;
 use engine::{Segment, TableRegister, seg};
 
 use crate::apic::Apic;
-use crate::mmu::Tlb;
+use crate::mmu::{PagingLimits, Tlb};
 use crate::shared::Shared;
 
 /// The six arithmetic flags CF PF AF ZF SF OF, which live in host RFLAGS while guest code runs.
@@ -218,6 +218,8 @@ pub struct Cpu {
     pub activity: Activity,
     /// 0-based number of the vCPU.
     pub id: u32,
+    /// What CPUID says that paging allows for.
+    pub paging: PagingLimits,
     /// What all vCPUs of the VM share.
     pub shared: Arc<Shared>,
 }
@@ -254,6 +256,7 @@ impl Cpu {
         cpu.activity = if id == 0 { Activity::Running } else { Activity::WaitForSipi };
         cpu.tlb.init();
         cpu.jumps.tags.fill(JumpCache::EMPTY);
+        cpu.paging = PagingLimits::of(&cpu);
         cpu
     }
 
@@ -291,5 +294,11 @@ impl Cpu {
     /// I/O privilege level.
     pub fn iopl(&self) -> u8 {
         (self.rflags >> 12 & 3) as u8
+    }
+
+    /// To be called after this vCPU has stored `len` bytes of RAM at `gpa` on a page that holds
+    /// translated code.
+    pub fn code_written(&mut self, gpa: u64, len: u64) {
+        self.shared.services.memory.note_write(gpa, len);
     }
 }

@@ -1,5 +1,9 @@
-//! Address translation.
+//! Address translation and guest memory access.
 
+mod access;
 mod tlb;
+mod walk;
 
+pub use access::{AccessMode, Fetched, Filled, fetch, fill_tlb};
 pub use tlb::{ENTRIES, Entry, Tlb, TlbClass};
+pub use walk::{Access, PagingLimits, Translation, translate};

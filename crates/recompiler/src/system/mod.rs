@@ -1,4 +1,25 @@
 //! System instructions: everything that is not re-encoded, as Rust over the vCPU structure.
+//!
+//! Each module executes one topic's instructions and says `None` to all others.
+
+pub mod atomic;
+pub mod control;
+pub mod cpuid;
+pub mod descriptor;
+pub mod far;
+pub mod features;
+pub mod fpu;
+pub mod gate;
+pub mod interrupts;
+pub mod io;
+pub mod iret;
+pub mod legacy;
+pub mod msr;
+pub mod operand;
+pub mod segments;
+pub mod string;
+pub mod syscall;
+pub mod task;
 
 use iced_x86::Instruction;
 
@@ -27,8 +48,27 @@ pub enum Flow {
     },
 }
 
+/// What a module makes of an instruction: `None` if it is another's.
+pub type Outcome = Option<Exec<Flow>>;
+
+/// Every topic; the first that knows the instruction executes it.
+const TOPICS: [fn(&mut Cpu, &Instruction) -> Outcome; 12] = [
+    syscall::execute,
+    iret::execute,
+    segments::execute,
+    interrupts::execute,
+    control::execute,
+    io::execute,
+    string::execute,
+    far::execute,
+    descriptor::execute,
+    fpu::execute,
+    atomic::execute,
+    legacy::execute,
+];
+
 /// Executes `instruction`, which was decoded at CS:RIP, on `cpu`. On an exception the state is as
 /// before the instruction (RIP included), except where the architecture says otherwise.
-pub fn execute(_cpu: &mut Cpu, _instruction: &Instruction) -> Exec<Flow> {
-    Err(Exception::ud())
+pub fn execute(cpu: &mut Cpu, instruction: &Instruction) -> Exec<Flow> {
+    TOPICS.iter().find_map(|topic| topic(cpu, instruction)).unwrap_or(Err(Exception::ud()))
 }
