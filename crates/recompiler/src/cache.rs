@@ -220,6 +220,11 @@ impl CodeCache {
         self.region.code_address() + u64::from(offset)
     }
 
+    /// Size of the region in bytes.
+    pub fn len(&self) -> u64 {
+        SIZE as u64
+    }
+
     /// Offset of a host address, if it lies in the region.
     pub fn offset(&self, address: u64) -> Option<u32> {
         let offset = address.checked_sub(self.region.code_address())?;

@@ -113,6 +113,8 @@ pub struct Jit {
     pub exit_kind: u32,
     /// Which exit, access site or system instruction it was.
     pub exit_arg: u32,
+    /// Where a host exception was raised.
+    pub fault_at: u64,
     /// Host R10 at the exit: an address or a jump target.
     pub value: u64,
     /// RCX while a check uses it.

@@ -7,8 +7,14 @@
 pub mod apic;
 pub mod cpu;
 pub mod exception;
+mod fabric;
 pub mod mmu;
+mod run;
 pub mod shared;
+mod signal;
 pub mod system;
 mod cache;
 mod translate;
+mod vm;
+
+pub use vm::SoftEngine;

@@ -1,6 +1,10 @@
 //! What all vCPUs of a VM share.
 
+use std::sync::Arc;
+
 use engine::{VmConfig, VmServices};
+
+use crate::fabric::Fabric;
 
 /// The VM as its vCPUs see it.
 pub struct Shared {
@@ -8,4 +12,15 @@ pub struct Shared {
     pub config: VmConfig,
     /// Memory, bus, interrupt controllers, power, timers, clock.
     pub services: VmServices,
+    /// What vCPUs ask of each other.
+    pub fabric: Arc<Fabric>,
+}
+
+impl Shared {
+    /// For a VM.
+    pub fn new(config: VmConfig, services: VmServices) -> Arc<Self> {
+        let fabric = Arc::new(Fabric::new(config.vcpus, &services.memory));
+        services.memory.code().watch(fabric.clone());
+        Arc::new(Self { config, services, fabric })
+    }
 }

@@ -92,6 +92,11 @@ impl Tlb {
         &self.classes[class as usize][Self::index(linear)]
     }
 
+    /// Number of the code page that `linear`'s entry names, 0: none.
+    pub(crate) fn exec_page(&self, linear: u64) -> u32 {
+        self.exec[Self::index(linear)]
+    }
+
     /// Notes that instructions at `linear` come from code page `number`.
     pub(crate) fn fill_exec(&mut self, linear: u64, number: u32, global: bool) {
         let index = Self::index(linear);

@@ -1,0 +1,160 @@
+//! Between the vCPU structure and [`VcpuState`].
+
+use engine::{FpuState, Pending, RunState, VcpuState};
+
+use super::SoftVcpu;
+use crate::cpu::{Activity, Cpu};
+use crate::system::msr;
+
+/// x87 state at rest, as FXSAVE64 lays it out (Intel SDM vol. 1, table 10-2).
+#[repr(C, align(16))]
+pub(super) struct X87Image([u8; 512]);
+
+/// Offset of MXCSR in the image.
+const MXCSR: usize = 24;
+/// The part that is x87: control words and pointers, then (after MXCSR) eight registers.
+const CONTROL: std::ops::Range<usize> = 0..24;
+const REGISTERS: std::ops::Range<usize> = 32..160;
+/// XMM0–15 in the image, and their upper halves in the XSAVE area.
+const XMM: usize = 160;
+const YMM_HIGH: usize = 576;
+
+impl Default for X87Image {
+    fn default() -> Self {
+        let mut image = [0; 512];
+        image.copy_from_slice(&FpuState::default().area[..512]);
+        Self(image)
+    }
+}
+
+impl X87Image {
+    /// Puts the x87 state into this thread's FPU.
+    pub fn load(&mut self) {
+        // Exceptions stay masked for Rust; the guest's MXCSR is loaded with its code.
+        self.0[MXCSR..MXCSR + 4].copy_from_slice(&0x1f80u32.to_le_bytes());
+        // SAFETY: the image is aligned and valid (reserved MXCSR bits clear); Rust does not use
+        // x87, and the clobbered vector registers are declared.
+        unsafe {
+            std::arch::asm!(
+                "fxrstor64 [{}]", in(reg) self.0.as_ptr(),
+                out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
+                out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _,
+                out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
+                out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
+                options(nostack)
+            );
+        }
+    }
+
+    /// Takes the x87 state out of this thread's FPU and leaves it as a fresh one.
+    pub fn save(&mut self) {
+        // SAFETY: the image is aligned and ours; FNINIT leaves what the ABI expects.
+        unsafe {
+            std::arch::asm!("fxsave64 [{}]", "fninit", in(reg) self.0.as_mut_ptr(), options(nostack));
+        }
+        // Instruction and operand pointers are host addresses here.
+        self.0[8..24].fill(0);
+    }
+}
+
+impl SoftVcpu {
+    /// The architectural state.
+    pub(super) fn get_state(&self) -> VcpuState {
+        let cpu = &*self.cpu;
+        let mut fpu = FpuState::default();
+        fpu.area[CONTROL].copy_from_slice(&self.x87.0[CONTROL]);
+        fpu.area[REGISTERS].copy_from_slice(&self.x87.0[REGISTERS]);
+        fpu.area[MXCSR..MXCSR + 4].copy_from_slice(&cpu.mxcsr.to_le_bytes());
+        fpu.area[MXCSR + 4..MXCSR + 8].copy_from_slice(&0xffffu32.to_le_bytes());
+        for (n, v) in cpu.vectors.iter().enumerate() {
+            let halves = [(XMM, &v[..2]), (YMM_HIGH, &v[2..])];
+            for (base, half) in halves {
+                for (k, word) in half.iter().enumerate() {
+                    let at = base + 16 * n + 8 * k;
+                    fpu.area[at..at + 8].copy_from_slice(&word.to_le_bytes());
+                }
+            }
+        }
+        let (apic_base, apic) = cpu.apic.save();
+        VcpuState {
+            gpr: cpu.gpr,
+            rip: cpu.rip,
+            rflags: cpu.rflags,
+            segments: cpu.segments,
+            gdtr: cpu.gdtr,
+            idtr: cpu.idtr,
+            cr0: cpu.cr0,
+            cr2: cpu.cr2,
+            cr3: cpu.cr3,
+            cr4: cpu.cr4,
+            efer: cpu.efer,
+            xcr0: cpu.xcr0,
+            dr: cpu.dr,
+            fpu,
+            msrs: msr::save(cpu),
+            apic_base,
+            apic,
+            run: match cpu.activity {
+                Activity::Halted => RunState::Halted,
+                Activity::WaitForSipi => RunState::WaitForSipi,
+                Activity::Running | Activity::Shutdown => RunState::Running,
+            },
+            pending: Pending { nmi: false, nmi_blocked: cpu.nmi_blocked, shadow: cpu.shadow },
+        }
+    }
+
+    /// Replaces the architectural state.
+    pub(super) fn put_state(&mut self, state: &VcpuState) -> engine::Result<()> {
+        if state.rflags & 2 == 0 {
+            return Err(engine::Error::State("RFLAGS bit 1 is always set"));
+        }
+        self.x87.0[CONTROL].copy_from_slice(&state.fpu.area[CONTROL]);
+        self.x87.0[REGISTERS].copy_from_slice(&state.fpu.area[REGISTERS]);
+        let word = |at: usize| {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(&state.fpu.area[at..at + 8]);
+            u64::from_le_bytes(bytes)
+        };
+        let mxcsr = word(MXCSR) as u32;
+        if mxcsr & !0xffff != 0 {
+            return Err(engine::Error::State("MXCSR has reserved bits"));
+        }
+        let cpu: &mut Cpu = &mut self.cpu;
+        cpu.apic.restore(state.apic_base, &state.apic).map_err(engine::Error::State)?;
+        cpu.mxcsr = mxcsr;
+        for (n, v) in cpu.vectors.iter_mut().enumerate() {
+            let (low, high) = (XMM + 16 * n, YMM_HIGH + 16 * n);
+            *v = [word(low), word(low + 8), word(high), word(high + 8)];
+        }
+        cpu.gpr = state.gpr;
+        cpu.rip = state.rip;
+        cpu.rflags = state.rflags;
+        cpu.segments = state.segments;
+        cpu.gdtr = state.gdtr;
+        cpu.idtr = state.idtr;
+        (cpu.cr0, cpu.cr2, cpu.cr3, cpu.cr4) = (state.cr0, state.cr2, state.cr3, state.cr4);
+        cpu.efer = state.efer;
+        cpu.xcr0 = state.xcr0 | 1;
+        cpu.dr = state.dr;
+        msr::restore(cpu, &state.msrs);
+        // CPL is the DPL of SS (Intel SDM vol. 3, 25.3.1.2), but 0 in real and 3 in v86 mode.
+        cpu.cpl = match (cpu.protected(), cpu.virtual_8086()) {
+            (false, _) => 0,
+            (_, true) => 3,
+            _ => cpu.segments[engine::seg::SS].dpl(),
+        };
+        cpu.activity = match state.run {
+            RunState::Running => Activity::Running,
+            RunState::Halted => Activity::Halted,
+            RunState::WaitForSipi => Activity::WaitForSipi,
+        };
+        cpu.apic.set_waiting(state.run == RunState::WaitForSipi);
+        cpu.nmi_blocked = state.pending.nmi_blocked;
+        cpu.shadow = state.pending.shadow;
+        if state.pending.nmi {
+            cpu.apic.raise_nmi();
+        }
+        cpu.tlb.flush_all();
+        Ok(())
+    }
+}
