@@ -108,9 +108,8 @@ fn read_setup(kernel: &Image) -> Result<Setup> {
         return Err(kernel.error("a zImage or of a boot protocol before 2.02; only bzImages are supported"));
     }
     // A field that came with a later version than the kernel's counts as its default.
-    let since = |first: u16, at: usize, default: u32| match version >= first {
-        true => header.u32_at(at).unwrap_or(default),
-        false => default,
+    let since = |first: u16, at: usize, default: u32| {
+        if version >= first { header.u32_at(at).unwrap_or(default) } else { default }
     };
     let [sectors] = header.bytes(SETUP_HEADER).unwrap_or_default();
     let [relocatable] = header.bytes(RELOCATABLE).unwrap_or_default();

@@ -74,7 +74,7 @@ fn page_tables(memory: &GuestMemory) -> Result<u64> {
     };
     write(PAGE_TABLES, &mut (0..512).map(|n| if n == 0 { pdpt | TABLE } else { 0 }))?;
     write(pdpt, &mut (0..512).map(|n| if n < DIRECTORIES { directory(n) | TABLE } else { 0 }))?;
-    write(directory(0), &mut (0..512 * DIRECTORIES).map(|n| n * LARGE_SIZE | LARGE))?;
+    write(directory(0), &mut (0..512 * DIRECTORIES).map(|n| (n * LARGE_SIZE) | LARGE))?;
     Ok(PAGE_TABLES)
 }
 
