@@ -1,5 +1,6 @@
 //! A checked, contiguous piece of guest RAM for host I/O without a copy.
 
+use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
 
 use crate::GuestMemory;
@@ -55,6 +56,31 @@ impl GuestSlice {
         Self { memory: self.memory.clone(), gpa: self.gpa + offset as u64, host, len }
     }
 
+    /// Fills the whole slice from `file` at `offset`, straight into guest RAM.
+    pub fn read_file(&self, file: impl AsFd, offset: u64) -> std::io::Result<()> {
+        let fd = file.as_fd();
+        let mut done = 0;
+        while done < self.len {
+            let part = self.sub(done, self.len - done);
+            let at = offset.checked_add(done as u64).and_then(|at| libc::off_t::try_from(at).ok());
+            let at = at.ok_or(std::io::ErrorKind::InvalidInput)?;
+            // SAFETY: the destination is a checked range of guest RAM that `self` keeps mapped.
+            let n = unsafe { libc::pread(fd.as_raw_fd(), part.host.as_ptr().cast(), part.len, at) };
+            match usize::try_from(n) {
+                Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                Ok(n) => done += n,
+                Err(_) => {
+                    let error = std::io::Error::last_os_error();
+                    if error.kind() != std::io::ErrorKind::Interrupted {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        self.written(self.len);
+        Ok(())
+    }
+
     /// To be called after the host has written `len` bytes at the start of the slice behind our
     /// back (a completed read into it), so that translated code there is dropped.
     pub fn written(&self, len: usize) {
@@ -77,5 +103,26 @@ impl GuestSlice {
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.host.as_ptr(), len) };
         self.written(len);
         len
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Backing, GuestMemory};
+    use std::io::Write;
+
+    #[test]
+    fn files_are_read_in_place() {
+        let memory = GuestMemory::new(&[(0, 0x2000)], &Backing::Anonymous).unwrap();
+        let path = std::env::temp_dir().join(format!("memory-slice-{}", std::process::id()));
+        let mut file = std::fs::File::create_new(&path).unwrap();
+        file.write_all(b"0123456789").unwrap();
+        let file = std::fs::File::open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        memory.slice(0x1ffc, 4).unwrap().read_file(&file, 3).unwrap();
+        let mut got = [0; 5];
+        memory.read(0x1ffb, &mut got).unwrap();
+        assert_eq!(&got, b"\x003456");
+        assert!(memory.slice(0, 8).unwrap().read_file(&file, 3).is_err());
     }
 }

@@ -25,7 +25,7 @@ mod tests;
 pub use disk::{FileDisk, IoEngine};
 pub use identity::{Geometry, default_serial};
 pub use open::OpenError;
-pub use options::{BlockOptions, OptionError, SectorSize};
+pub use options::{BlockOptions, SectorSize};
 pub use resize::ResizeWatch;
 
 /// What a device model must know of a disk.

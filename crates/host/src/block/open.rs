@@ -42,6 +42,12 @@ pub enum OpenError {
         /// The disk.
         path: String,
     },
+    /// Not powers of two in order.
+    #[error("cannot open {path}: sector sizes must be powers of two from 512 on, logical not above physical")]
+    SectorSize {
+        /// The disk.
+        path: String,
+    },
     /// The asked for sector size does not go with direct I/O.
     #[error("cannot open {path}: sectorsize={asked} is less than the {least} bytes that nocache needs there")]
     SectorTooSmall {
@@ -197,6 +203,9 @@ fn sector_size(
 ) -> Result<SectorSize, OpenError> {
     let least = direct.map_or(512, |d| d.offset.max(512));
     if let Some(asked) = options.sector_size {
+        if !asked.is_valid() {
+            return Err(OpenError::SectorSize { path: options.path.clone() });
+        }
         if asked.logical < least {
             let path = options.path.clone();
             return Err(OpenError::SectorTooSmall { path, asked: asked.logical, least });

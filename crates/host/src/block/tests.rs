@@ -363,12 +363,16 @@ fn sector_sizes_and_serial_are_the_options_or_defaults() {
     assert_eq!(info.logical_sector, 512);
     assert_eq!(info.serial, default_serial(image.0.to_str().unwrap()));
     let options = BlockOptions {
-        sector_size: Some("4096".parse().unwrap()),
+        sector_size: Some(SectorSize { logical: 4096, physical: 4096 }),
         serial: Some("S1".into()),
         ..image.options()
     };
     let info = FileDisk::open(&options).unwrap().info();
     assert_eq!((info.logical_sector, info.physical_sector, info.serial.as_str()), (4096, 4096, "S1"));
+    for (logical, physical) in [(0, 512), (256, 512), (1000, 1000), (4096, 512)] {
+        let options = BlockOptions { sector_size: Some(SectorSize { logical, physical }), ..image.options() };
+        assert!(matches!(FileDisk::open(&options), Err(OpenError::SectorSize { .. })));
+    }
 }
 
 #[test]
