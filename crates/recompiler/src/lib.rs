@@ -5,7 +5,10 @@
 //! translation and the system instructions — is Rust over [`cpu::Cpu`].
 
 pub mod apic;
+mod cache;
 pub mod cpu;
+#[cfg(test)]
+mod differential;
 pub mod exception;
 mod fabric;
 pub mod mmu;
@@ -13,7 +16,6 @@ mod run;
 pub mod shared;
 mod signal;
 pub mod system;
-mod cache;
 mod translate;
 mod vm;
 

@@ -146,7 +146,8 @@ impl SoftVcpu {
     fn decode(&mut self) -> Exec<Instruction> {
         let mut bytes = [0; 15];
         let base = if self.cpu.code64() { 0 } else { self.cpu.segments[seg::CS].base };
-        let fetched = mmu::fetch(&mut self.cpu, base.wrapping_add(self.cpu.rip), &mut bytes);
+        let linear = base.wrapping_add(self.cpu.rip);
+        let fetched = mmu::fetch(&mut self.cpu, linear, &mut bytes);
         let mut decoder =
             Decoder::with_ip(self.cpu.bitness(), &bytes[..fetched.len], self.cpu.rip, DecoderOptions::NONE);
         let insn = decoder.decode();

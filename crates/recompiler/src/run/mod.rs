@@ -68,7 +68,7 @@ impl SoftVcpu {
         stop
     }
 
-    fn enter_thread(&mut self) {
+    pub(crate) fn enter_thread(&mut self) {
         signal::ensure_alternate_stack();
         signal::block_asynchronous();
         // SAFETY: GS is unused by Rust and glibc on x86-64 Linux; translated code addresses this
@@ -86,7 +86,7 @@ impl SoftVcpu {
         self.x87.load();
     }
 
-    fn leave_thread(&mut self) {
+    pub(crate) fn leave_thread(&mut self) {
         self.x87.save();
         self.doorstep.set_running(false);
         signal::set_running(None);
@@ -98,7 +98,7 @@ impl SoftVcpu {
     }
 
     /// One turn: what others want, events, then guest code up to an exit.
-    fn turn(&mut self) -> Option<Stop> {
+    pub(crate) fn turn(&mut self) -> Option<Stop> {
         if self.cpu.attention.load(Ordering::SeqCst) != 0 {
             self.cpu.attention.store(0, Ordering::SeqCst);
             self.serve();
@@ -164,6 +164,32 @@ impl SoftVcpu {
         let flags = self.cpu.jit.flags;
         let arithmetic = flags >> 8 & ARITHMETIC_FLAGS & 0xff | (flags & 1) << 11;
         self.cpu.rflags = self.cpu.rflags & !ARITHMETIC_FLAGS | arithmetic;
+    }
+}
+
+#[cfg(test)]
+impl SoftVcpu {
+    /// The vCPU structure.
+    pub(crate) fn cpu_mut(&mut self) -> &mut Cpu {
+        &mut self.cpu
+    }
+
+    /// The code cache.
+    pub(crate) fn cache_mut(&mut self) -> &mut CodeCache {
+        &mut self.cache
+    }
+
+    /// Runs host code with GS at this vCPU, then gives GS back to whoever had it.
+    pub(crate) fn enter_with_gs(&mut self, target: u64) {
+        let mut before = 0u64;
+        // SAFETY: reads, sets and restores the GS base, which only this crate uses.
+        unsafe {
+            libc::syscall(libc::SYS_arch_prctl, 0x1004, &raw mut before);
+            libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, &raw mut *self.cpu);
+        }
+        self.enter(target);
+        // SAFETY: as above.
+        unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, before) };
     }
 }
 

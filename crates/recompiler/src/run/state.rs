@@ -59,7 +59,7 @@ impl X87Image {
 
 impl SoftVcpu {
     /// The architectural state.
-    pub(super) fn get_state(&self) -> VcpuState {
+    pub(crate) fn get_state(&self) -> VcpuState {
         let cpu = &*self.cpu;
         let mut fpu = FpuState::default();
         fpu.area[CONTROL].copy_from_slice(&self.x87.0[CONTROL]);
@@ -104,7 +104,7 @@ impl SoftVcpu {
     }
 
     /// Replaces the architectural state.
-    pub(super) fn put_state(&mut self, state: &VcpuState) -> engine::Result<()> {
+    pub(crate) fn put_state(&mut self, state: &VcpuState) -> engine::Result<()> {
         if state.rflags & 2 == 0 {
             return Err(engine::Error::State("RFLAGS bit 1 is always set"));
         }

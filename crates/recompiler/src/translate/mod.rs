@@ -13,4 +13,4 @@ mod stack;
 
 pub use block::{Input, Tools, translate};
 pub use mode::Mode;
-pub use native::{bounce_code, rewritable};
+pub use native::bounce_code;

@@ -234,13 +234,6 @@ pub fn writes(info: &InstructionInfo) -> bool {
     })
 }
 
-/// Whether `insn` could be emitted at all.
-pub fn rewritable(insn: &Instruction, tools: &mut Tools) -> bool {
-    let mut code = Code::default();
-    let operand = if has_memory(insn) { Operand::Bounce(0x100) } else { Operand::None };
-    Rewrite { code: &mut code, tools, base: 0 }.emit(insn, operand).is_some()
-}
-
 /// Code for `insn` with its memory operand in the bounce buffer at `offset`; falls through at its
 /// end. Returns where a host exception belongs.
 pub fn bounce_code(code: &mut Code, tools: &mut Tools, base: usize, insn: &Instruction, offset: usize) -> Option<Option<u8>> {
