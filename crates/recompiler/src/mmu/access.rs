@@ -259,7 +259,7 @@ impl Cpu {
     /// Reads `data.len()` bytes at `linear`. Both pages are looked up before anything is read.
     pub fn read_linear(&mut self, linear: u64, mode: AccessMode, data: &mut [u8]) -> Exec<()> {
         let class = class(self, mode);
-        let mut at = linear;
+        let mut at = self.wrap(linear, mode);
         // Two pages at a time at most, which is all that an instruction's operand can touch.
         for chunk in data.chunks_mut(PAGE_SIZE as usize) {
             let part = within_page(at, chunk.len());
@@ -280,7 +280,7 @@ impl Cpu {
     /// Writes `data` at `linear`. Both pages are looked up before anything is written.
     pub fn write_linear(&mut self, linear: u64, mode: AccessMode, data: &[u8]) -> Exec<()> {
         let class = class(self, mode);
-        let mut at = linear;
+        let mut at = self.wrap(linear, mode);
         for chunk in data.chunks(PAGE_SIZE as usize) {
             let part = within_page(at, chunk.len());
             let first = target(self, at, part, true, class)?;
@@ -345,32 +345,35 @@ impl Cpu {
     /// The linear address of `size` bytes at `offset` in segment register `number`, if the access
     /// is allowed. `offset` is cut to the address size already.
     pub fn linear_address(&self, number: usize, offset: u64, size: u64, write: bool) -> Exec<u64> {
-        let segment = self.segments.get(number).copied().unwrap_or_default();
-        let stack = number == seg::SS;
-        self.segment_address(&segment, number, offset, size, write)
-            .ok_or(Exception::with(if stack { vector::SS } else { vector::GP }, 0))
+        let mut segment = self.segments.get(number).copied().unwrap_or_default();
+        let long = self.code64();
+        if long && !matches!(number, seg::FS | seg::GS) {
+            segment.base = 0;
+        }
+        let fault = if number == seg::SS { vector::SS } else { vector::GP };
+        self.segment_address(&segment, offset, size, write, long).ok_or(Exception::with(fault, 0))
     }
 
-    /// [`Cpu::linear_address`] for a segment that need not be loaded. `None`: not allowed.
+    /// [`Cpu::linear_address`] for any segment; `long`: by the rules of 64-bit mode, where there
+    /// is no limit. `None`: not allowed.
     pub(crate) fn segment_address(
         &self,
         segment: &Segment,
-        number: usize,
         offset: u64,
         size: u64,
         write: bool,
+        long: bool,
     ) -> Option<u64> {
-        let last = offset.checked_add(size.max(1) - 1);
-        if self.code64() {
-            let base = if matches!(number, seg::FS | seg::GS) { segment.base } else { 0 };
-            let linear = base.wrapping_add(offset);
-            let end = linear.wrapping_add(size.max(1) - 1);
-            return (canonical(linear) && canonical(end)).then_some(linear);
+        let beyond = size.max(1) - 1;
+        if long {
+            let linear = segment.base.wrapping_add(offset);
+            return (canonical(linear) && canonical(linear.wrapping_add(beyond))).then_some(linear);
         }
         if self.protected() && !self.virtual_8086() && !may_access(segment.access, write) {
             return None;
         }
-        within_limit(segment, offset, last?).then_some(segment.base.wrapping_add(offset) & 0xffff_ffff)
+        let last = offset.checked_add(beyond)?;
+        within_limit(segment, offset, last).then_some(segment.base.wrapping_add(offset) & 0xffff_ffff)
     }
 
     /// Reads a value of 1 to 8 bytes.

@@ -6,4 +6,4 @@ mod walk;
 
 pub use access::{AccessMode, Fetched, Filled, fetch, fill_tlb};
 pub use tlb::{ENTRIES, Entry, Tlb, TlbClass};
-pub use walk::{Access, PagingLimits, Translation, translate};
+pub use walk::{Access, PagingLimits, Translation, read_pdptes, translate};

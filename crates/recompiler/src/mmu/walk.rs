@@ -131,6 +131,21 @@ pub fn translate(cpu: &mut Cpu, linear: u64, access: Access) -> Exec<Translation
     }
 }
 
+/// The page-directory-pointer entries that a load of CR3 (or turning paging on) in PAE mode
+/// caches; `None` if one has a reserved bit set, which is a #GP (4.4.1).
+pub fn read_pdptes(cpu: &Cpu, cr3: u64) -> Option<[u64; 4]> {
+    // Bits 2–1, 8–5 and what MAXPHYADDR does not have.
+    let reserved = !cpu.paging.physical_mask | 0x1e6;
+    let mut pdptes = [0; 4];
+    for (address, pdpte) in (cr3 & 0xffff_ffe0..).step_by(8).zip(&mut pdptes) {
+        *pdpte = cpu.shared.services.memory.load_u64(address, Ordering::Acquire).unwrap_or(u64::MAX);
+        if *pdpte & entry::PRESENT != 0 && *pdpte & reserved != 0 {
+            return None;
+        }
+    }
+    Some(pdptes)
+}
+
 impl Walk {
     fn new(cpu: &Cpu, linear: u64, access: Access) -> Self {
         let width = if cpu.cr4 & control::CR4_PAE == 0 { Width::Four } else { Width::Eight };
