@@ -195,6 +195,7 @@ fn host_has(features: &[CpuidFeature]) -> bool {
         F::LZCNT => is_x86_feature_detected!("lzcnt"),
         F::SSE4_1 => is_x86_feature_detected!("sse4.1"),
         F::SSE4_2 => is_x86_feature_detected!("sse4.2"),
+        F::TBM | F::XOP | F::LWP | F::CYRIX_FPU => false,
         _ => true,
     })
 }
@@ -205,7 +206,7 @@ impl Generator {
         let forms = Code::values()
             .filter(|code| {
                 let op = code.op_code();
-                op.mode64() && op.is_instruction() && !unsuitable(code.mnemonic()) && host_has(code.cpuid_features())
+                op.mode64() && op.is_instruction() && op.decoder_option() == 0 && !unsuitable(code.mnemonic()) && host_has(code.cpuid_features())
             })
             .filter(|&code| {
                 let mut probe = Random::new(7);
@@ -247,7 +248,7 @@ impl Generator {
 }
 
 fn suitable_class(insn: &Instruction) -> bool {
-    matches!(classify(insn), Class::Native(_) | Class::Lea | Class::BitString | Class::Stack)
+    matches!(classify(insn), Class::Native(_) | Class::Lea | Class::BitString)
 }
 
 /// The instruction with registers set so that its memory operand lies in the data area.
@@ -268,7 +269,7 @@ fn placed(insn: Instruction, random: &mut Random) -> Vec<Instruction> {
     }
     let size = insn.memory_size().size().max(1) as u64;
     let vector = matches!(classify(&insn), Class::Native(Unit::Sse | Unit::Avx));
-    let align = if vector { size.next_power_of_two() } else { 1 };
+    let align = if vector || size >= 16 { size.next_power_of_two() } else { 1 };
     let at = (DATA + 1024 + random.below(DATA_SIZE as u64 - 2048 - size)) & !(align - 1);
     if classify(&insn) == Class::BitString {
         parts.push(mov(insn.op1_register().full_register(), random.below(4000).wrapping_sub(2000)));
@@ -338,8 +339,7 @@ fn random_form(code: Code, random: &mut Random) -> Option<Instruction> {
             };
             insn.set_op_kind(i, OpKind::Register);
             let r = if first == Register::AL && no_rex { register(random, Register::AL, 8) } else {
-                let r = register(random, first, count);
-                if first == Register::AL { byte(r.number() as u32) } else { r }
+                if first == Register::AL { byte(random.below(16) as u32) } else { register(random, first, count) }
             };
             insn.set_op_register(i, r);
         };

@@ -46,7 +46,7 @@ impl SoftVcpu {
     /// Delivers an exception of the instruction at CS:RIP.
     pub(super) fn raise(&mut self, exception: Exception) {
         self.cpu.shadow = false;
-        interrupts::deliver(&mut self.cpu, Event::exception(exception));
+        interrupts::deliver(&mut self.cpu, exception.into());
     }
 
     /// The state after INIT (Intel SDM vol. 3, table 10-1): x87, SSE, TSC and most MSRs stay.

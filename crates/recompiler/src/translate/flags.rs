@@ -29,7 +29,22 @@ fn killed(insn: &Instruction) -> u32 {
             return 0;
         }
     }
-    insn.rflags_modified() & ALL
+    // The manuals leave flags undefined that processors leave alone here; guests see the same.
+    let keeps_undefined = matches!(
+        insn.mnemonic(),
+        Mnemonic::Bt
+            | Mnemonic::Bts
+            | Mnemonic::Btr
+            | Mnemonic::Btc
+            | Mnemonic::Bsf
+            | Mnemonic::Bsr
+            | Mnemonic::Rol
+            | Mnemonic::Ror
+            | Mnemonic::Rcl
+            | Mnemonic::Rcr
+    );
+    let undefined = if keeps_undefined { insn.rflags_undefined() } else { 0 };
+    insn.rflags_modified() & !undefined & ALL
 }
 
 /// Flags live before `insn`, if `after` are live after it.

@@ -133,7 +133,7 @@ impl Rewrite<'_> {
                 continue;
             }
             let register = new.op_register(i);
-            let guest = register.number() as u8;
+            let guest = register.full_register().number() as u8;
             let access = info.op_access(i);
             let slot = stand_ins.iter_mut().find(|s| s.is_none_or(|s| s.guest == guest))?;
             let host = match slot {
