@@ -10,4 +10,6 @@ pub mod exception;
 pub mod mmu;
 pub mod shared;
 pub mod system;
+#[cfg(test)]
+mod testing;
 mod translate;
