@@ -1,4 +1,5 @@
 //! A vCPU with a little RAM, for unit tests.
+#![allow(missing_docs)]
 
 use std::sync::Arc;
 
@@ -120,7 +121,6 @@ impl Cpu {
     /// Executes one instruction whose bytes are given; RIP moves on.
     pub fn run(&mut self, bytes: &[u8]) -> Exec<Flow> {
         let insn = Decoder::with_ip(self.bitness(), bytes, self.rip, DecoderOptions::NONE).decode();
-        assert!(!insn.is_invalid(), "{bytes:x?}");
         let flow = execute(self, &insn)?;
         if flow == Flow::Next {
             self.rip = self.next_rip(&insn);
