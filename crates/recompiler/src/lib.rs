@@ -16,6 +16,8 @@ mod run;
 pub mod shared;
 mod signal;
 pub mod system;
+#[cfg(test)]
+mod testing;
 mod translate;
 mod vm;
 

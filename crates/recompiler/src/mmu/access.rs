@@ -121,7 +121,7 @@ fn target(cpu: &mut Cpu, linear: u64, len: usize, write: bool, class: TlbClass) 
         Filled::NotRam(gpa) => Ok(Target::Physical(gpa)),
         Filled::Ram => {
             let entry = cpu.tlb.entry(class, linear);
-            Ok(hit(cpu).unwrap_or(Target::Physical(entry.gpa | linear % PAGE_SIZE)))
+            Ok(hit(cpu).unwrap_or(Target::Physical(entry.gpa | (linear % PAGE_SIZE))))
         }
     }
 }
@@ -136,13 +136,13 @@ unsafe fn copy_in(host: *mut u8, to: &mut [u8]) {
     // only ever accessed as shared memory.
     unsafe {
         match to.len() {
-            2 if at % 2 == 0 => {
+            2 if at.is_multiple_of(2) => {
                 to.copy_from_slice(&AtomicU16::from_ptr(host.cast()).load(Ordering::Acquire).to_ne_bytes());
             }
-            4 if at % 4 == 0 => {
+            4 if at.is_multiple_of(4) => {
                 to.copy_from_slice(&AtomicU32::from_ptr(host.cast()).load(Ordering::Acquire).to_ne_bytes());
             }
-            8 if at % 8 == 0 => {
+            8 if at.is_multiple_of(8) => {
                 to.copy_from_slice(&AtomicU64::from_ptr(host.cast()).load(Ordering::Acquire).to_ne_bytes());
             }
             len => std::ptr::copy_nonoverlapping(host, to.as_mut_ptr(), len),
@@ -159,13 +159,13 @@ unsafe fn copy_out(host: *mut u8, from: &[u8]) {
     // SAFETY: as in `copy_in`.
     unsafe {
         match *from {
-            [a, b] if at % 2 == 0 => {
+            [a, b] if at.is_multiple_of(2) => {
                 AtomicU16::from_ptr(host.cast()).store(u16::from_ne_bytes([a, b]), Ordering::Release);
             }
-            [a, b, c, d] if at % 4 == 0 => {
+            [a, b, c, d] if at.is_multiple_of(4) => {
                 AtomicU32::from_ptr(host.cast()).store(u32::from_ne_bytes([a, b, c, d]), Ordering::Release);
             }
-            [a, b, c, d, e, f, g, h] if at % 8 == 0 => {
+            [a, b, c, d, e, f, g, h] if at.is_multiple_of(8) => {
                 let value = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
                 AtomicU64::from_ptr(host.cast()).store(value, Ordering::Release);
             }

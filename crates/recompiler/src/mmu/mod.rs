@@ -1,6 +1,8 @@
 //! Address translation and guest memory access.
 
 mod access;
+#[cfg(test)]
+mod tests;
 mod tlb;
 mod walk;
 

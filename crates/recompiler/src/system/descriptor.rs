@@ -168,12 +168,11 @@ fn visible(cpu: &mut Cpu, insn: &Instruction, op: u32) -> Exec<Option<Descriptor
 }
 
 /// Writes what LAR or LSL found to operand 0, and ZF.
-fn answer(cpu: &mut Cpu, insn: &Instruction, found: Option<u32>) -> Exec<Flow> {
+fn answer(cpu: &mut Cpu, insn: &Instruction, found: Option<u32>) {
     if let Some(value) = found {
         cpu.set_register(insn.op0_register(), u64::from(value));
     }
     set_zero(cpu, found.is_some());
-    Ok(Flow::Next)
 }
 
 fn lar(cpu: &mut Cpu, insn: &Instruction) -> Exec<Flow> {
@@ -184,14 +183,16 @@ fn lar(cpu: &mut Cpu, insn: &Instruction) -> Exec<Flow> {
     let found = visible(cpu, insn, 1)?
         .filter(|d| d.system().is_none_or(shown))
         .map(|d| (d.raw >> 32) as u32 & 0x00f0_ff00);
-    answer(cpu, insn, found)
+    answer(cpu, insn, found);
+    Ok(Flow::Next)
 }
 
 fn lsl(cpu: &mut Cpu, insn: &Instruction) -> Exec<Flow> {
     let long = cpu.long_mode();
     let limited = |kind: u32| if long { matches!(kind, 2 | 9 | 11) } else { matches!(kind, 1..=3 | 9 | 11) };
     let found = visible(cpu, insn, 1)?.filter(|d| d.system().is_none_or(limited)).map(|d| d.limit());
-    answer(cpu, insn, found)
+    answer(cpu, insn, found);
+    Ok(Flow::Next)
 }
 
 fn verify(cpu: &mut Cpu, insn: &Instruction, write: bool) -> Exec<Flow> {

@@ -115,13 +115,11 @@ pub fn deliver(cpu: &mut Cpu, event: Event) {
             Ok(None) => break,
             Ok(Some(raised)) | Err(raised) => raised,
         };
-        match combine(&event, raised) {
-            Some(next) => event = next,
-            None => {
-                cpu.activity = Activity::Shutdown;
-                return;
-            }
-        }
+        let Some(next) = combine(&event, raised) else {
+            cpu.activity = Activity::Shutdown;
+            return;
+        };
+        event = next;
     }
     if cpu.activity == Activity::Halted {
         cpu.activity = Activity::Running;

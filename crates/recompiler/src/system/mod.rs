@@ -20,6 +20,8 @@ pub mod segments;
 pub mod string;
 pub mod syscall;
 pub mod task;
+#[cfg(test)]
+mod tests;
 
 use iced_x86::Instruction;
 

@@ -28,12 +28,12 @@ pub fn execute(cpu: &mut Cpu, insn: &Instruction) -> Outcome {
     })
 }
 
-fn enter(cpu: &mut Cpu, code: Segment, stack: Segment, rip: u64) -> Exec<Flow> {
+fn enter(cpu: &mut Cpu, code: Segment, stack: Segment, rip: u64) -> Flow {
     cpu.cpl = code.dpl();
     cpu.segments[seg::CS] = code;
     cpu.segments[seg::SS] = stack;
     cpu.rip = rip;
-    Ok(Flow::Jump)
+    Flow::Jump
 }
 
 fn syscall_enabled(cpu: &Cpu) -> Exec<()> {
@@ -49,12 +49,12 @@ fn syscall(cpu: &mut Cpu, next: u64) -> Exec<Flow> {
     cpu.gpr[reg::RCX] = next;
     if !cpu.long_mode() {
         cpu.rflags &= !(flag::VM | flag::IF | flag::RF);
-        return enter(cpu, flat_code(selector, 0, Segment::BIG), stack, cpu.msr.star & 0xffff_ffff);
+        return Ok(enter(cpu, flat_code(selector, 0, Segment::BIG), stack, cpu.msr.star & 0xffff_ffff));
     }
     let rip = if cpu.code64() { cpu.msr.lstar } else { cpu.msr.cstar };
     cpu.gpr[Register::R11.number()] = cpu.rflags & !flag::RF;
     cpu.rflags = cpu.rflags & !cpu.msr.fmask & !flag::RF | 2;
-    enter(cpu, flat_code(selector, 0, Segment::LONG), stack, rip)
+    Ok(enter(cpu, flat_code(selector, 0, Segment::LONG), stack, rip))
 }
 
 fn sysret(cpu: &mut Cpu, wide: bool) -> Exec<Flow> {
@@ -74,9 +74,9 @@ fn sysret(cpu: &mut Cpu, wide: bool) -> Exec<Flow> {
         cpu.rflags |= flag::IF;
     }
     if wide {
-        return enter(cpu, flat_code(base.wrapping_add(16) | 3, 3, Segment::LONG), stack, rip);
+        return Ok(enter(cpu, flat_code(base.wrapping_add(16) | 3, 3, Segment::LONG), stack, rip));
     }
-    enter(cpu, flat_code(base, 3, Segment::BIG), stack, rip & 0xffff_ffff)
+    Ok(enter(cpu, flat_code(base, 3, Segment::BIG), stack, rip & 0xffff_ffff))
 }
 
 /// The selector base of SYSENTER and SYSEXIT, if they may be used at all.
@@ -99,7 +99,7 @@ fn sysenter(cpu: &mut Cpu) -> Exec<Flow> {
     };
     cpu.rflags &= !(flag::VM | flag::IF | flag::RF);
     cpu.gpr[reg::RSP] = rsp;
-    enter(cpu, flat_code(selector, 0, size), flat_stack(selector.wrapping_add(8), 0), rip)
+    Ok(enter(cpu, flat_code(selector, 0, size), flat_stack(selector.wrapping_add(8), 0), rip))
 }
 
 fn sysexit(cpu: &mut Cpu, wide: bool) -> Exec<Flow> {
@@ -114,9 +114,9 @@ fn sysexit(cpu: &mut Cpu, wide: bool) -> Exec<Flow> {
         }
         cpu.gpr[reg::RSP] = rsp;
         let stack = flat_stack(base.wrapping_add(40) | 3, 3);
-        return enter(cpu, flat_code(base.wrapping_add(32) | 3, 3, Segment::LONG), stack, rip);
+        return Ok(enter(cpu, flat_code(base.wrapping_add(32) | 3, 3, Segment::LONG), stack, rip));
     }
     cpu.gpr[reg::RSP] = rsp & 0xffff_ffff;
     let stack = flat_stack(base.wrapping_add(24) | 3, 3);
-    enter(cpu, flat_code(base.wrapping_add(16) | 3, 3, Segment::BIG), stack, rip & 0xffff_ffff)
+    Ok(enter(cpu, flat_code(base.wrapping_add(16) | 3, 3, Segment::BIG), stack, rip & 0xffff_ffff))
 }
