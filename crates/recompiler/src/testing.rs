@@ -55,7 +55,7 @@ pub fn cpu_of(vendor: u32) -> Box<Cpu> {
     let config = VmConfig { vcpus: 1, cpuid, strict_msr: true, x2apic: false, strict_io: false };
     let apics = Apics::new(&config, &services);
     let apic = apics.get(0).unwrap().clone();
-    Cpu::new_boxed(Arc::new(Shared { config, services }), 0, apic)
+    Cpu::new_boxed(Shared::new(config, services), 0, apic)
 }
 
 /// An Intel one ("Genu").

@@ -21,7 +21,7 @@ pub fn execute(cpu: &mut Cpu, insn: &Instruction) -> Outcome {
         M::Maskmovdqu | M::Vmaskmovdqu => (1, 0),
         _ => return None,
     };
-    let run = || {
+    let mut run = || {
         usable(cpu, data != 1 || insn.mnemonic() == M::Vmaskmovdqu)?;
         match (data, index) {
             (1, _) => bytes(cpu, insn),

@@ -14,6 +14,7 @@ pub mod interrupts;
 pub mod io;
 pub mod iret;
 pub mod legacy;
+pub mod masked;
 pub mod msr;
 pub mod operand;
 pub mod segments;
@@ -54,7 +55,7 @@ pub enum Flow {
 pub type Outcome = Option<Exec<Flow>>;
 
 /// Every topic; the first that knows the instruction executes it.
-const TOPICS: [fn(&mut Cpu, &Instruction) -> Outcome; 12] = [
+const TOPICS: [fn(&mut Cpu, &Instruction) -> Outcome; 13] = [
     syscall::execute,
     iret::execute,
     segments::execute,
@@ -65,6 +66,7 @@ const TOPICS: [fn(&mut Cpu, &Instruction) -> Outcome; 12] = [
     far::execute,
     descriptor::execute,
     fpu::execute,
+    masked::execute,
     atomic::execute,
     legacy::execute,
 ];
