@@ -303,7 +303,7 @@ mod tests {
         assert_eq!(text(|c| c.lea(true, R10, Mem { gs: false, base: None, index: Some((5, 3)), disp: -8 })), "lea r10,[rbp*8-8h]");
         assert_eq!(text(|c| c.pext(R11, R10, 0x80)), "pext r11,r10,gs:[80h]");
         assert_eq!(text(|c| c.pext(RCX, RCX, 0x80)), "pext rcx,rcx,gs:[80h]");
-        assert_eq!(text(|c| c.mov_imm(R10, 5)), "mov r10d,5");
+        assert_eq!(text(|c| c.mov_imm(R10, 5)), "mov r10d,5h");
         assert_eq!(text(|c| c.mov_imm(R10, u64::MAX)), "mov r10,0FFFFFFFFFFFFFFFFh");
         assert_eq!(text(|c| c.mov_imm(3, 0x1_2345_6789)), "mov rbx,123456789h");
         assert_eq!(text(|c| c.not(RCX)), "not rcx");
