@@ -705,7 +705,7 @@ impl Random {
         let v = self.next();
         match v >> 60 {
             0..6 => v & 0xfb,
-            6..12 => v & 0xfff8 | 3 * (v >> 32 & 1),
+            6..12 => v & 0xfff8 | (3 * (v >> 32 & 1)),
             12 => v & 0xffff_ffff,
             13 => u64::MAX - (v & 0xff),
             _ => v,
@@ -725,7 +725,7 @@ fn faulting_instructions_have_no_effect() {
             for base in [GDT + 0x48, IDT] {
                 let at = base + random.next() % 16 * 8;
                 let access = wild[(random.next() % 13) as usize]
-                    ^ if random.next() % 4 == 0 { random.next() & 0xff } else { 0 };
+                    ^ if random.next().is_multiple_of(4) { random.next() & 0xff } else { 0 };
                 let value =
                     random.value() & 0xffff | random.value() << 16 & 0xffff_0000 | random.value() << 48;
                 cpu.poke(at, 8, value & !(0xff << 40) | access << 40);
@@ -742,9 +742,10 @@ fn faulting_instructions_have_no_effect() {
                 *register = random.value();
             }
             (cpu.gpr[reg::RSP], cpu.rip) = (sp, 0x6000);
-            cpu.rflags =
-                random.next() & 0x3f_7fd5 & !(flag::VM | if random.next() % 8 == 0 { 0 } else { flag::NT })
-                    | 2;
+            cpu.rflags = random.next()
+                & 0x3f_7fd5
+                & !(flag::VM | if random.next().is_multiple_of(8) { 0 } else { flag::NT })
+                | 2;
             match random.next() % 4 {
                 0 => cpu.at_level(3),
                 1 if round % 2 == 1 => go_long(&mut cpu, (random.next() % 2 * 3) as u8),
@@ -760,7 +761,7 @@ fn faulting_instructions_have_no_effect() {
                 let after = (cpu.gpr, cpu.rip, cpu.rflags, cpu.segments, cpu.cpl, cpu.gdtr, cpu.idtr);
                 assert_eq!(before, after, "{bytes:x?}");
             }
-            if random.next() % 4 == 0 {
+            if random.next().is_multiple_of(4) {
                 deliver(&mut cpu, Event::external(random.next() as u8 & 31));
             }
             set_up(&mut cpu);
