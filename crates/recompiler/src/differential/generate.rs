@@ -248,7 +248,7 @@ impl Generator {
 }
 
 fn suitable_class(insn: &Instruction) -> bool {
-    matches!(classify(insn), Class::Native(_) | Class::Lea | Class::BitString)
+    matches!(classify(insn), Class::Native(_) | Class::Lea | Class::BitString | Class::Stack)
 }
 
 /// The instruction with registers set so that its memory operand lies in the data area.

@@ -3,8 +3,8 @@
 use engine::{FpuState, Pending, RunState, VcpuState};
 
 use super::SoftVcpu;
-use crate::apic::host_tsc;
 use crate::cpu::{Activity, Cpu};
+use crate::system::msr;
 
 /// x87 state at rest, as FXSAVE64 lays it out (Intel SDM vol. 1, table 10-2).
 #[repr(C, align(16))]
@@ -91,7 +91,7 @@ impl SoftVcpu {
             xcr0: cpu.xcr0,
             dr: cpu.dr,
             fpu,
-            msrs: save_msrs(cpu),
+            msrs: msr::export(cpu),
             apic_base,
             apic,
             run: match cpu.activity {
@@ -136,7 +136,7 @@ impl SoftVcpu {
         cpu.efer = state.efer;
         cpu.xcr0 = state.xcr0 | 1;
         cpu.dr = state.dr;
-        restore_msrs(cpu, &state.msrs);
+        msr::import(cpu, &state.msrs).map_err(engine::Error::State)?;
         // CPL is the DPL of SS (Intel SDM vol. 3, 25.3.1.2), but 0 in real and 3 in v86 mode.
         cpu.cpl = match (cpu.protected(), cpu.virtual_8086()) {
             (false, _) => 0,
@@ -159,42 +159,3 @@ impl SoftVcpu {
     }
 }
 
-/// MSRs with a field of their own (Intel SDM vol. 4, tables 2-2 and 2-12): index and field.
-fn fields(cpu: &mut Cpu) -> [(u32, &mut u64); 9] {
-    let m = &mut cpu.msr;
-    let [cs, esp, eip] = &mut m.sysenter;
-    [
-        (0x174, cs),
-        (0x175, esp),
-        (0x176, eip),
-        (0xc000_0081, &mut m.star),
-        (0xc000_0082, &mut m.lstar),
-        (0xc000_0083, &mut m.cstar),
-        (0xc000_0084, &mut m.fmask),
-        (0xc000_0102, &mut m.kernel_gs_base),
-        (0xc000_0103, &mut m.tsc_aux),
-    ]
-}
-
-/// IA32_TIME_STAMP_COUNTER.
-const TSC: u32 = 0x10;
-
-fn save_msrs(cpu: &mut Cpu) -> Vec<(u32, u64)> {
-    let tsc = host_tsc().wrapping_add(cpu.tsc_offset);
-    let mut all: Vec<_> = fields(cpu).into_iter().map(|(index, value)| (index, *value)).collect();
-    all.extend(cpu.msrs.iter().map(|(&index, &value)| (index, value)));
-    all.push((TSC, tsc));
-    all
-}
-
-fn restore_msrs(cpu: &mut Cpu, msrs: &[(u32, u64)]) {
-    for &(index, value) in msrs {
-        if index == TSC {
-            cpu.tsc_offset = value.wrapping_sub(host_tsc());
-        } else if let Some((_, field)) = fields(cpu).into_iter().find(|(i, _)| *i == index) {
-            *field = value;
-        } else {
-            cpu.msrs.insert(index, value);
-        }
-    }
-}

@@ -2,7 +2,6 @@
 //!
 //! Each module executes one topic's instructions and says `None` to all others.
 
-pub mod atomic;
 pub mod control;
 pub mod cpuid;
 pub mod descriptor;
@@ -21,6 +20,7 @@ pub mod segments;
 pub mod string;
 pub mod syscall;
 pub mod task;
+pub mod x87;
 #[cfg(test)]
 mod tests;
 
@@ -55,7 +55,7 @@ pub enum Flow {
 pub type Outcome = Option<Exec<Flow>>;
 
 /// Every topic; the first that knows the instruction executes it.
-const TOPICS: [fn(&mut Cpu, &Instruction) -> Outcome; 13] = [
+const TOPICS: [fn(&mut Cpu, &Instruction) -> Outcome; 12] = [
     syscall::execute,
     iret::execute,
     segments::execute,
@@ -67,7 +67,6 @@ const TOPICS: [fn(&mut Cpu, &Instruction) -> Outcome; 13] = [
     descriptor::execute,
     fpu::execute,
     masked::execute,
-    atomic::execute,
     legacy::execute,
 ];
 

@@ -308,7 +308,7 @@ mod tests {
         assert_eq!(text(|c| c.mov_imm(3, 0x1_2345_6789)), "mov rbx,123456789h");
         assert_eq!(text(|c| c.not(RCX)), "not rcx");
         assert_eq!(text(|c| c.cmp_imm(R10, 4088)), "cmp r10,0FF8h");
-        assert_eq!(text(|c| c.cmp_mem_imm(field, 7)), "cmp dword ptr gs:[1234h],7");
+        assert_eq!(text(|c| c.cmp_mem_imm(field, 7)), "cmp dword ptr gs:[1234h],7h");
         assert_eq!(text(|c| c.store_simm32(Mem::at(R10, 0), -1)), "mov qword ptr [r10],0FFFFFFFFFFFFFFFFh");
         assert_eq!(text(|c| c.jmp_mem(Mem::indexed_field(0x100, R11, 3))), "jmp qword ptr gs:[r11*8+100h]");
         assert_eq!(text(|c| c.store_sized(Mem::at(R10, 0), R11, 2)), "mov [r10],r11w");
