@@ -168,7 +168,7 @@ fn initial_intel(cpu: &Cpu, msr: u32) -> Option<u64> {
         // Locked, without VMX.
         FEATURE_CONTROL => Some(1),
         MISC_ENABLE => Some(MISC_ENABLE_RESET),
-        ARCH_CAPABILITIES if cpu.has(feature::ARCH_CAPABILITIES) => Some(0),
+        ARCH_CAPABILITIES if cpu.has(feature::ARCH_CAPABILITIES) => Some(engine::ARCH_CAPABILITIES),
         // Units of 1/8 W, 1/65536 J and 1/1024 s, as bhyve has it; the counters stand still.
         RAPL_POWER_UNIT => Some(0x000a_1003),
         PKG_ENERGY_STATUS | DRAM_ENERGY_STATUS | PP0_ENERGY_STATUS | PP1_ENERGY_STATUS => Some(0),
