@@ -78,8 +78,8 @@ pub struct Block {
     pub checked: u32,
     /// Entry without the check.
     pub entry: u32,
-    /// The block has an instruction that continues on the next page: only `checked` may be used.
-    pub two_pages: bool,
+    /// The code page on which its only instruction continues; then only `checked` may be used.
+    pub second_page: Option<u32>,
     /// Some arithmetic flags are live at the entry.
     pub flags_live: bool,
     /// Direct exits that are linked to this block.
@@ -298,7 +298,7 @@ impl CodeCache {
             page: new.page,
             checked: new.checked,
             entry: new.entry,
-            two_pages: new.second_page.is_some(),
+            second_page: new.second_page,
             flags_live: new.flags_live,
             incoming: Vec::new(),
             exits: first_exit..self.exits.len() as u32,

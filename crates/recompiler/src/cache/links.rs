@@ -11,7 +11,7 @@ impl CodeCache {
     pub fn link(&mut self, exit: u32, target: u32) {
         let Exits { patch, from_page, from_rip } = self.exit_source(exit);
         let to = &mut self.blocks[target as usize];
-        let free = to.page == from_page && to.rip > from_rip && !to.two_pages;
+        let free = to.page == from_page && to.rip > from_rip && to.second_page.is_none();
         let destination = if free { to.entry } else { to.checked };
         to.incoming.push(exit);
         self.exits[exit as usize].linked = Some(target);

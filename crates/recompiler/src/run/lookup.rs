@@ -34,13 +34,27 @@ impl SoftVcpu {
         let linear = self.code_address(rip)?;
         let page = self.code_page(linear, mode)?;
         let number = match self.cache.find(page, rip) {
-            Some(number) => number,
-            None => self.translate(rip, linear, page, mode)?,
+            Some(number) if self.second_page_holds(number, linear, mode)? => number,
+            _ => self.translate(rip, linear, page, mode)?,
         };
         if mode.inline_memory() && !mode.step() {
             self.cache.remember_jump(&mut self.cpu, number, mode);
         }
         Ok(number)
+    }
+
+    /// Whether a block that continues on the next page still finds the same page there; the TLB
+    /// then knows that page, too.
+    fn second_page_holds(&mut self, number: u32, linear: u64, mode: Mode) -> Exec<bool> {
+        let Some(second) = self.cache.block(number).second_page else { return Ok(true) };
+        let next = self.next_page(linear);
+        Ok(self.code_page(next, mode)? == second)
+    }
+
+    /// Linear address of the page after the one of `linear`.
+    fn next_page(&self, linear: u64) -> u64 {
+        let next = (linear & !(PAGE_SIZE - 1)).wrapping_add(PAGE_SIZE);
+        if self.cpu.code64() { next } else { next & 0xffff_ffff }
     }
 
     /// Linear address of offset `rip` in CS, after the checks that segmentation makes.
@@ -87,8 +101,7 @@ impl SoftVcpu {
             return Ok(number);
         }
         // The instruction goes on on the next page.
-        let next = linear.wrapping_add(length as u64);
-        let next = if self.cpu.code64() { next } else { next & 0xffff_ffff };
+        let next = self.next_page(linear);
         let second = self.code_page(next, mode)?;
         let mut both = [0; WINDOW + 16];
         both[..length].copy_from_slice(&bytes[..length]);
