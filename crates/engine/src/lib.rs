@@ -7,6 +7,8 @@ mod cpuid;
 mod state;
 mod traits;
 
-pub use cpuid::{ARCH_CAPABILITIES, CpuidLeaf, CpuidTable, EngineFeatures, Topology, host_tsc_hz, is_intel};
+pub use cpuid::{
+    APIC_BUS_HZ, ARCH_CAPABILITIES, CpuidLeaf, CpuidTable, EngineFeatures, Topology, host_tsc_hz, is_intel,
+};
 pub use state::{ApicState, FpuState, Pending, RunState, Segment, TableRegister, VcpuState, reg, seg};
 pub use traits::{Doorbell, Engine, Error, Kicker, Result, SharedVm, Stop, Vcpu, Vm, VmConfig, VmServices};

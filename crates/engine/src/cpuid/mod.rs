@@ -50,6 +50,8 @@ pub struct CpuidTable {
 const MAX_BASIC: u32 = 0x16;
 /// Highest extended leaf.
 const MAX_EXTENDED: u32 = 0x8000_0008;
+/// Clock of the local APIC's timer: bhyve's 128 MiHz.
+pub const APIC_BUS_HZ: u32 = 128 << 20;
 /// "bhyve bhyve " in EBX, ECX, EDX.
 const SIGNATURE: [u32; 3] = [0x7679_6862, 0x6862_2065, 0x2065_7679];
 
@@ -124,24 +126,22 @@ impl CpuidTable {
         let avx = masks.avx();
         let (components, size) = if avx { (7, 832) } else { (3, 576) };
         self.put(0xd, 0, CpuidLeaf { eax: components, ebx: size, ecx: size, edx: 0 });
-        self.put(0xd, 1, CpuidLeaf { eax: host_or_zero(0xd, 1).eax & masks.xsave_features, ..CpuidLeaf::default() });
+        self.put(
+            0xd,
+            1,
+            CpuidLeaf { eax: host_or_zero(0xd, 1).eax & masks.xsave_features, ..CpuidLeaf::default() },
+        );
         if avx {
             self.put(0xd, 2, CpuidLeaf { eax: 256, ebx: 576, ecx: 0, edx: 0 });
         }
     }
 
-    /// Leaves 15h and 16h: the TSC's frequency, so that guests need not measure it.
+    /// Leaves 15h and 16h: the TSC's frequency, so that guests need not measure it. The crystal is
+    /// what clocks the local APIC's timer: Linux takes it for that.
     fn frequency(&mut self) {
         let hz = host_tsc_hz();
-        let crystal = 25_000_000u64;
-        // TSC = crystal * EBX / EAX; with EAX = crystal / 1000 the ratio has 1 kHz resolution.
-        let answer = CpuidLeaf {
-            eax: (crystal / 1000) as u32,
-            ebx: (hz / 1000) as u32,
-            ecx: crystal as u32,
-            edx: 0,
-        };
-        self.put(0x15, 0, answer);
+        let (numerator, denominator) = tsc::ratio(hz, u64::from(APIC_BUS_HZ));
+        self.put(0x15, 0, CpuidLeaf { eax: denominator, ebx: numerator, ecx: APIC_BUS_HZ, edx: 0 });
         let mhz = (hz / 1_000_000) as u32;
         self.put(0x16, 0, CpuidLeaf { eax: mhz, ebx: mhz, ecx: 100, edx: 0 });
     }

@@ -42,7 +42,8 @@ impl CpuidTable {
         let thread_bits = width(threads);
         // Level types: 1 SMT, 2 core (Intel SDM vol. 2, CPUID leaf 0Bh).
         let smt = CpuidLeaf { eax: thread_bits, ebx: threads, ecx: 1 << 8, edx: 0 };
-        let core = CpuidLeaf { eax: thread_bits + width(cores), ebx: threads * cores, ecx: 2 << 8 | 1, edx: 0 };
+        let core =
+            CpuidLeaf { eax: thread_bits + width(cores), ebx: threads * cores, ecx: 2 << 8 | 1, edx: 0 };
         self.put(0xb, 0, smt);
         self.put(0xb, 1, core);
         self.put(0xb, 2, CpuidLeaf { ecx: 2, ..CpuidLeaf::default() });
