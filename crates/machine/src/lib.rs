@@ -3,6 +3,7 @@
 mod cpus;
 mod entry;
 mod error;
+mod lifecycle;
 mod memory;
 mod signals;
 mod system;

@@ -8,55 +8,73 @@
 use std::io;
 use std::ops::Range;
 
-/// Where the kernel left the strings of the arguments and the environment.
+/// What the kernel says of this process.
 #[derive(Debug, PartialEq, Eq)]
-struct Strings {
+struct Process {
+    threads: usize,
+    /// Where it left the strings of the arguments and the environment.
     arguments: Range<usize>,
     environment: Range<usize>,
 }
 
-impl Strings {
-    /// Reads fields 48 to 51 of /proc/self/stat, see proc_pid_stat(5).
+impl Process {
+    /// Reads fields 20 and 48 to 51 of /proc/self/stat, see proc_pid_stat(5).
     fn parse(stat: &str) -> Option<Self> {
         // The second field is the program's name in parentheses, which may itself contain any of them.
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-        let address = |number: usize| fields.get(number - 3)?.parse::<usize>().ok();
-        let strings = Self { arguments: address(48)?..address(49)?, environment: address(50)?..address(51)? };
-        (strings.arguments.start != 0 && !strings.arguments.is_empty()).then_some(strings)
+        let field = |number: usize| fields.get(number - 3)?.parse::<usize>().ok();
+        let process = Self {
+            threads: field(20)?,
+            arguments: field(48)?..field(49)?,
+            environment: field(50)?..field(51)?,
+        };
+        (process.arguments.start != 0 && !process.arguments.is_empty()).then_some(process)
     }
 }
 
 /// Makes `title` the command line that other processes see.
 ///
+/// To be called before the first thread is started, and once [`std::env::args`] is no longer needed, which
+/// returns nonsense afterwards.
+///
 /// # Errors
-/// If there is no room for the title, or the room can't be found.
+/// If there is no room for the title, if the room can't be found, or if other threads run: the environment
+/// may have to move, and they could be reading it.
+pub fn set(title: &str) -> io::Result<()> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let process =
+        Process::parse(&stat).ok_or_else(|| io::Error::other("unexpected content of /proc/self/stat"))?;
+    if process.threads != 1 {
+        return Err(io::Error::other("other threads run already"));
+    }
+    // SAFETY: this is the only thread.
+    unsafe { write(title, process) }
+}
+
+/// Writes the title over the arguments, and over the environment if it takes that.
 ///
 /// # Safety
-/// No other thread may run: the environment may have to move, and another thread could be reading it.
-/// After this, [`std::env::args`] returns nonsense.
-pub unsafe fn set(title: &str) -> io::Result<()> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    let strings =
-        Strings::parse(&stat).ok_or_else(|| io::Error::other("unexpected content of /proc/self/stat"))?;
-    let mut room = strings.arguments.clone();
+/// No other thread may use the environment meanwhile.
+unsafe fn write(title: &str, process: Process) -> io::Result<()> {
+    let mut room = process.arguments;
     if title.len() >= room.len() {
-        if strings.environment.start != room.end || strings.environment.end < room.end {
+        if process.environment.start != room.end || process.environment.end < room.end {
             return Err(io::Error::other("the environment does not follow the arguments"));
         }
-        room.end = strings.environment.end;
+        room.end = process.environment.end;
         if title.len() >= room.len() {
             return Err(io::Error::other("the command line is too short to hold the title"));
         }
         for (name, value) in std::env::vars_os() {
-            // SAFETY: the caller runs no other thread. setenv(3) puts a copy of each variable on the heap,
-            // so that nothing refers to the strings that are overwritten below.
+            // SAFETY: no other thread uses the environment. setenv(3) puts a copy of each variable on the
+            // heap, so that nothing refers to the strings that are overwritten below.
             unsafe { std::env::set_var(name, value) };
         }
     }
     let start = std::ptr::with_exposed_provenance_mut::<u8>(room.start);
     // SAFETY: the kernel says that the strings are there, in the writable memory of the initial stack. What
-    // refers to them: argv, which is only read again by env::args() (each string then still ends at a NUL,
-    // as all of the room behind the title becomes NUL), and the environment if it fits no other way, which
+    // refers to them: argv, which is only read again by env::args() (each string then still ends at a NUL, as
+    // all of the room behind the title becomes NUL), and the environment if the title fits no other way, which
     // has just been moved. There is room for the title and at least one NUL.
     unsafe {
         std::ptr::copy_nonoverlapping(title.as_ptr(), start, title.len());
@@ -77,18 +95,26 @@ mod tests {
     fn stat_fields() {
         let fields: Vec<String> = (4..=52).map(|n| (n * 10).to_string()).collect();
         let stat = format!("1 (a ) S (b) S {}", fields.join(" "));
-        assert_eq!(Strings::parse(&stat), Some(Strings { arguments: 480..490, environment: 500..510 }));
+        let expected = Process { threads: 200, arguments: 480..490, environment: 500..510 };
+        assert_eq!(Process::parse(&stat), Some(expected));
         for stat in ["", "1 (a) S 1 2", "1 (a S", &format!("1 (a) S {}", "0 ".repeat(49))] {
-            assert_eq!(Strings::parse(stat), None, "{stat}");
+            assert_eq!(Process::parse(stat), None, "{stat}");
         }
+    }
+
+    #[test]
+    fn refused_once_threads_run() {
+        let error = std::thread::spawn(|| set("x").unwrap_err()).join().unwrap();
+        assert!(error.to_string().contains("threads"), "{error}");
     }
 
     /// Not a test of its own: what the process does that `other_processes_see_it` starts.
     #[test]
     fn child() {
         let Ok(title) = std::env::var(TITLE) else { return };
-        // SAFETY: with one test thread, the harness runs the only test on its main thread.
-        unsafe { set(&title) }.unwrap();
+        let process = Process::parse(&std::fs::read_to_string("/proc/self/stat").unwrap()).unwrap();
+        // SAFETY: this is the only test; the other thread of the harness just waits for it.
+        unsafe { write(&title, process) }.unwrap();
         assert_eq!(std::env::var(TITLE).as_deref(), Ok(title.as_str()), "the environment survives");
         let seen = std::fs::read("/proc/self/cmdline").unwrap();
         println!("seen <{}>", String::from_utf8_lossy(&seen).trim_end_matches('\0'));

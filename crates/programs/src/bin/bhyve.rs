@@ -1,4 +1,5 @@
 //! Runs a virtual machine: options and files become a tree, the machine is built from the tree.
+#![forbid(unsafe_code)]
 
 use std::fmt::Display;
 use std::io::Write;
@@ -35,6 +36,10 @@ fn run(tree: &Tree) -> Result<ExitCode, Error> {
             complain(error);
         }
         return Ok(ExitCode::from(first.exit_code()));
+    }
+    let name = tree.get("name")?.unwrap_or_default();
+    if let Err(error) = programs::title::set(&format!("bhyve: {name}")) {
+        complain(format_args!("warning: can't set the process title: {error}"));
     }
     Ok(start(tree))
 }

@@ -1,0 +1,128 @@
+//! From the first instruction to the exit status.
+
+use std::io::Write;
+use std::sync::{Arc, OnceLock, PoisonError};
+
+use bus::{Device, PowerEvent, PowerSwitch};
+use engine::Vcpu;
+
+use crate::Result;
+use crate::cpus::{Complaints, Cpus, Pinning};
+use crate::signals::Reaction;
+
+/// The part of a machine that takes the power button.
+pub trait PowerButton: Send + Sync {
+    /// Whether the guest has turned ACPI on and so answers the button.
+    fn listening(&self) -> bool;
+    /// Presses it.
+    fn press(&self);
+}
+
+/// What signals act on: the button, once there is one, and the terminal.
+pub struct SignalTarget {
+    button: OnceLock<Arc<dyn PowerButton>>,
+    restore_terminal: fn(),
+}
+
+impl SignalTarget {
+    /// A target without a machine yet.
+    pub fn new(restore_terminal: fn()) -> Self {
+        Self { button: OnceLock::new(), restore_terminal }
+    }
+
+    /// From now on SIGTERM presses `button`.
+    pub fn connect(&self, button: Arc<dyn PowerButton>) {
+        let _ = self.button.set(button);
+    }
+}
+
+impl Reaction for SignalTarget {
+    fn power_button(&self) -> bool {
+        let Some(button) = self.button.get().filter(|button| button.listening()) else { return false };
+        button.press();
+        true
+    }
+
+    fn before_end(&self) {
+        (self.restore_terminal)();
+    }
+}
+
+/// A machine that is ready to run.
+pub struct Machine {
+    /// Where the end is announced.
+    pub power: Arc<PowerSwitch>,
+    /// The processors, the bootstrap processor first.
+    pub vcpus: Vec<Box<dyn Vcpu>>,
+    /// Where they may run.
+    pub pinning: Pinning,
+    /// Everything that may have work in flight.
+    pub devices: Vec<Arc<dyn Device>>,
+}
+
+/// Runs the machine until a power event; the answer is bhyve's exit status.
+pub fn run(machine: Machine, restore_terminal: fn()) -> Result<u8> {
+    let complaints = Complaints::default();
+    let mut cpus = Cpus::start(machine.vcpus, &machine.pinning, &machine.power, &complaints)?;
+    let event = machine.power.wait();
+    cpus.stop();
+    for device in &machine.devices {
+        device.drain();
+    }
+    restore_terminal();
+    for text in complaints.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        let _ = writeln!(std::io::stderr(), "bhyve: {text}");
+    }
+    Ok(exit_status(event))
+}
+
+/// bhyve's exit statuses (bhyve(8), EXIT STATUS).
+fn exit_status(event: PowerEvent) -> u8 {
+    match event {
+        PowerEvent::Reset => 0,
+        PowerEvent::PowerOff => 1,
+        PowerEvent::Halt => 2,
+        PowerEvent::TripleFault => 3,
+        PowerEvent::Error => config::EXIT_ERROR,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[derive(Default)]
+    struct Button {
+        on: AtomicU32,
+        pressed: AtomicU32,
+    }
+
+    impl PowerButton for Button {
+        fn listening(&self) -> bool {
+            self.on.load(Ordering::SeqCst) != 0
+        }
+        fn press(&self) {
+            self.pressed.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn the_button_works_only_once_the_guest_listens() {
+        let target = SignalTarget::new(|| {});
+        assert!(!target.power_button());
+        let button = Arc::new(Button::default());
+        target.connect(button.clone());
+        assert!(!target.power_button());
+        button.on.store(1, Ordering::SeqCst);
+        assert!(target.power_button());
+        assert_eq!(button.pressed.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn exit_statuses_are_bhyves() {
+        let events = [PowerEvent::Reset, PowerEvent::PowerOff, PowerEvent::Halt, PowerEvent::TripleFault];
+        assert_eq!(events.map(exit_status), [0, 1, 2, 3]);
+        assert_eq!(exit_status(PowerEvent::Error), 4);
+    }
+}
