@@ -2,15 +2,17 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use memory::GuestSlice;
+use rustix::io::Errno;
 
 use super::open::{DirectAlign, OpenError, Opened, open, size_of};
 use super::options::BlockOptions;
 use super::pool::Pool;
 use super::request::{InFlight, Kind, Request, Zeroing};
+use super::sys;
 use super::uring::Uring;
 use super::{Disk, DiskInfo, Done, Op, default_serial};
 
@@ -36,6 +38,8 @@ pub struct FileDisk {
     file: Arc<File>,
     is_device: bool,
     direct: Option<DirectAlign>,
+    /// The file system has reads that don't block.
+    nowait: AtomicBool,
     info: DiskInfo,
     size: AtomicU64,
     engine: Engine,
@@ -79,6 +83,7 @@ impl FileDisk {
             file,
             is_device: opened.is_device,
             direct: opened.direct,
+            nowait: AtomicBool::new(true),
             size: AtomicU64::new(0),
             engine,
             pool: OnceLock::new(),
@@ -163,9 +168,33 @@ impl FileDisk {
         })
     }
 
+    /// Runs a short read at once if all of it is in the page cache; else gives it back.
+    fn try_inline(&self, mut request: Request) -> Option<Request> {
+        if !request.may_run_inline() || !self.nowait.load(Ordering::Relaxed) {
+            return Some(request);
+        }
+        let result = sys::perform(&self.file, &mut request, &mut Vec::new(), true);
+        match result.as_ref().err().and_then(Errno::from_io_error) {
+            Some(Errno::AGAIN) => return Some(request),
+            Some(Errno::OPNOTSUPP | Errno::INVAL) => {
+                self.nowait.store(false, Ordering::Relaxed);
+                return Some(request);
+            }
+            _ => {}
+        }
+        match request.complete(result) {
+            Some(result) => {
+                request.finish(result);
+                None
+            }
+            None => Some(request),
+        }
+    }
+
     fn start(&self, request: Request) {
+        let Some(request) = self.try_inline(request) else { return };
         match &self.engine {
-            Engine::Uring(ring) if !request.needs_thread() => ring.submit(request),
+            Engine::Uring(ring) if !request.needs_thread(self.is_device) => ring.submit(request),
             _ => self.pool.get_or_init(|| Pool::new(self.file.clone())).submit(request),
         }
     }

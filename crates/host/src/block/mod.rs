@@ -1,9 +1,9 @@
 //! Disks backed by raw files and block devices.
 //!
 //! A device model opens a [`FileDisk`] and submits [`Op`]s on slices of guest memory. All of them
-//! are asynchronous: the result comes by callback on the disk's own thread. Data goes straight
-//! between the file and guest memory, by `io_uring` or, where the host refuses that, by a small
-//! pool of threads.
+//! are asynchronous: the result comes by callback, as a rule on a thread of the disk's own. Data
+//! goes straight between the file and guest memory, by `io_uring` or, where the host refuses that
+//! or would use a thread itself, by a small pool of threads.
 
 use std::io;
 
@@ -93,7 +93,7 @@ pub enum Op {
 }
 
 /// Takes the result of an [`Op`]. May run on the submitting thread, before `submit` returns, when
-/// the request is refused; so the caller must not hold a lock that the callback takes.
+/// the request is refused or quickly done; so the caller must not hold a lock that it takes.
 pub type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
 
 /// A disk. Requests run in any order and at the same time.

@@ -97,7 +97,7 @@ fn run(shared: &Shared) {
 
 fn serve(file: &File, mut request: Request, iovecs: &mut Vec<libc::iovec>) {
     loop {
-        let result: io::Result<usize> = sys::perform(file, &mut request, iovecs);
+        let result: io::Result<usize> = sys::perform(file, &mut request, iovecs, false);
         if let Some(result) = request.complete(result) {
             return request.finish(result);
         }

@@ -17,6 +17,8 @@ use super::open::DirectAlign;
 const IOV_MAX: usize = 1024;
 /// Most bytes that go through a bounce buffer at once.
 const CHUNK: usize = 1 << 20;
+/// Most bytes that the submitter copies itself.
+const INLINE: u64 = 128 << 10;
 /// How often a request may be told to try again without progress.
 const RETRIES: u32 = 64;
 
@@ -186,9 +188,20 @@ impl Request {
         Buffers::Bounce { cursor, buf, align, lead: 0, window: 0, filled: 0 }
     }
 
-    /// Whether only a thread can do the request: `io_uring` has no call for it.
-    pub fn needs_thread(&self) -> bool {
-        matches!(self.kind, Kind::Discard { device: true })
+    /// Whether a ring would only hand the request to a thread of the kernel's. Many file systems
+    /// have no buffered writes that don't block; direct ones and those to devices do not.
+    pub fn needs_thread(&self, is_device: bool) -> bool {
+        match self.kind {
+            Kind::Read => false,
+            Kind::Write { .. } => self.direct.is_none() && !is_device,
+            _ => true,
+        }
+    }
+
+    /// Whether to try it at once, without blocking: a short read from the page cache takes less
+    /// than to wake a thread for it.
+    pub fn may_run_inline(&self) -> bool {
+        self.kind == Kind::Read && self.direct.is_none() && self.left <= INLINE
     }
 
     /// The next call. `iovecs` is filled for it and stays valid as long as the request lives and

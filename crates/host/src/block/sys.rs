@@ -10,20 +10,23 @@ use super::request::{Request, Step};
 /// `_IO(0x12, 119)`: discard a range of a block device (linux/fs.h).
 const BLKDISCARD: libc::Ioctl = 0x1277;
 
-/// Makes the next call of `request` and returns its result for [`Request::complete`].
+/// Makes the next call of `request` and returns its result for [`Request::complete`]. Reads with
+/// `nowait` fail with `EAGAIN` instead of waiting for the disk.
 pub(super) fn perform(
     file: &File,
     request: &mut Request,
     iovecs: &mut Vec<libc::iovec>,
+    nowait: bool,
 ) -> io::Result<usize> {
     let fd = file.as_raw_fd();
     let step = request.next(iovecs)?;
     let (iov, count) = (iovecs.as_ptr(), iovecs.len() as libc::c_int);
     let result = match step {
         Step::Read { offset } => {
+            let flags = if nowait { libc::RWF_NOWAIT } else { 0 };
             // SAFETY: `next` made the iovecs from memory that `request` owns or keeps mapped, and
             // `request` is borrowed until the call returns. Racing guest stores are the guest's.
-            unsafe { libc::preadv(fd, iov, count, offset as libc::off_t) }
+            unsafe { libc::preadv2(fd, iov, count, offset as libc::off_t, flags) }
         }
         Step::Write { offset, durable } => {
             let flags = if durable { libc::RWF_DSYNC } else { 0 };

@@ -113,14 +113,17 @@ fn ring_is_used_where_the_host_has_it() {
 #[test]
 fn more_requests_than_the_ring_holds_and_drain() {
     for engine in ENGINES {
-        let image = Image::new(&pattern(1 << 20, 3));
+        let content = pattern(1 << 20, 3);
+        let image = Image::new(&content);
         let (disk, ram) = (image.open(engine), ram());
         let done = Arc::new(AtomicU64::new(0));
+        // Too long to be done at once by the submitter.
+        let long = ram.slice(4 << 20, 160 << 10).unwrap();
         for i in 0..2000u64 {
             let done = done.clone();
-            let bufs = vec![ram.slice(i * 512, 512).unwrap()];
+            let bufs = vec![ram.slice(i * 512, 512).unwrap(), long.clone()];
             disk.submit(
-                Op::Read { offset: i * 512, bufs },
+                Op::Read { offset: i * 256 / 512 * 512, bufs },
                 Box::new(move |r| {
                     r.unwrap();
                     done.fetch_add(1, Ordering::SeqCst);
@@ -129,42 +132,58 @@ fn more_requests_than_the_ring_holds_and_drain() {
         }
         disk.drain();
         assert_eq!(done.load(Ordering::SeqCst), 2000);
-        assert_eq!(bytes(&ram, 0, 2000 * 512), pattern(1 << 20, 3)[..2000 * 512]);
+        for i in 0..2000usize {
+            let at = i * 256 / 512 * 512;
+            assert_eq!(bytes(&ram, i as u64 * 512, 512), content[at..at + 512], "request {i}");
+        }
     }
+}
+
+/// One request for each thread that may call back: the submitter's, the ring's, the pool's.
+fn one_for_each_thread(ram: &GuestMemory) -> Vec<Op> {
+    vec![
+        Op::Read { offset: 0, bufs: vec![ram.slice(0, 512).unwrap()] },
+        Op::Read { offset: 0, bufs: vec![ram.slice(0, 1 << 20).unwrap()] },
+        Op::Flush,
+    ]
 }
 
 #[test]
 fn a_panicking_callback_does_not_stop_the_disk() {
     for engine in ENGINES {
-        let image = Image::new(&[1; 512]);
+        let image = Image::new(&pattern(1 << 20, 0));
         let (disk, ram) = (image.open(engine), ram());
-        let bufs = vec![ram.slice(0, 512).unwrap()];
-        disk.submit(Op::Read { offset: 0, bufs }, Box::new(|_| panic!("expected in this test")));
+        for op in one_for_each_thread(&ram) {
+            disk.submit(op, Box::new(|_| panic!("expected in this test")));
+        }
         disk.drain();
-        read(&disk, 0, vec![ram.slice(0, 512).unwrap()]).unwrap();
+        for op in one_for_each_thread(&ram) {
+            run(&disk, op).unwrap();
+        }
     }
 }
 
 #[test]
 fn the_last_reference_may_go_in_a_callback() {
     for engine in ENGINES {
-        let image = Image::new(&[1; 512]);
-        let (disk, ram) = (Arc::new(image.open(engine)), ram());
-        let (tx, rx) = mpsc::channel();
-        let (go, wait) = mpsc::channel::<()>();
-        let held = disk.clone();
-        let bufs = vec![ram.slice(0, 512).unwrap()];
-        disk.submit(
-            Op::Read { offset: 0, bufs },
-            Box::new(move |_| {
-                wait.recv().unwrap();
-                drop(held);
-                tx.send(()).unwrap();
-            }),
-        );
-        drop(disk);
-        go.send(()).unwrap();
-        rx.recv().unwrap();
+        let (image, ram) = (Image::new(&pattern(1 << 20, 0)), ram());
+        for op in one_for_each_thread(&ram).into_iter().skip(1) {
+            let disk = Arc::new(image.open(engine));
+            let (tx, rx) = mpsc::channel();
+            let (go, wait) = mpsc::channel::<()>();
+            let held = disk.clone();
+            disk.submit(
+                op,
+                Box::new(move |_| {
+                    wait.recv().unwrap();
+                    drop(held);
+                    tx.send(()).unwrap();
+                }),
+            );
+            drop(disk);
+            go.send(()).unwrap();
+            rx.recv().unwrap();
+        }
     }
 }
 

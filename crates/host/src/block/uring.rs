@@ -2,13 +2,15 @@
 //!
 //! The kernel cancels a task's requests when the task ends and runs part of their completion on
 //! it, so vCPU threads do not touch the ring: they put the request in a queue and wake the thread.
+//! Only reads and writes go here: for all else the kernel takes a thread as well, and ours are
+//! faster to wake.
 #![allow(unsafe_code)]
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 use io_uring::{IoUring, Probe, opcode, squeue, types};
@@ -22,11 +24,21 @@ const ENTRIES: u32 = 256;
 /// `user_data` of the poll on the wake-up descriptor.
 const WAKE: u64 = u64::MAX;
 
+/// Where the thread waits, or is about to, and must be woken for new work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Asleep {
+    #[default]
+    No,
+    /// For a request: the kernel has none. Cheaper to wake than the ring.
+    Idle,
+    /// For a completion.
+    InRing,
+}
+
 #[derive(Default)]
 struct Queue {
     jobs: VecDeque<Request>,
-    /// The thread waits, or is about to, and must be woken for new work.
-    asleep: bool,
+    asleep: Asleep,
     stop: bool,
     /// The ring has failed; nothing can be done any more.
     broken: bool,
@@ -36,6 +48,7 @@ struct Shared {
     file: Arc<File>,
     wake: OwnedFd,
     queue: Mutex<Queue>,
+    more: Condvar,
 }
 
 impl Shared {
@@ -44,9 +57,14 @@ impl Shared {
     }
 
     fn wake(&self, mut queue: MutexGuard<'_, Queue>) {
-        if std::mem::take(&mut queue.asleep) {
-            drop(queue);
-            let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        let asleep = std::mem::take(&mut queue.asleep);
+        drop(queue);
+        match asleep {
+            Asleep::No => {}
+            Asleep::Idle => self.more.notify_one(),
+            Asleep::InRing => {
+                let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+            }
         }
     }
 }
@@ -60,7 +78,7 @@ impl Uring {
     /// Starts the thread; an error means that this host offers no usable ring.
     pub fn start(file: Arc<File>) -> io::Result<Self> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let shared = Arc::new(Shared { file, wake, queue: Mutex::default() });
+        let shared = Arc::new(Shared { file, wake, queue: Mutex::default(), more: Condvar::new() });
         let (tx, rx) = mpsc::channel();
         let worker = shared.clone();
         let thread = std::thread::Builder::new().name("disk".into()).spawn(move || match make_ring() {
@@ -110,13 +128,7 @@ fn make_ring() -> io::Result<IoUring> {
         .or_else(|_| IoUring::new(ENTRIES))?;
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe)?;
-    let needed = [
-        opcode::Readv::CODE,
-        opcode::Writev::CODE,
-        opcode::Fsync::CODE,
-        opcode::Fallocate::CODE,
-        opcode::PollAdd::CODE,
-    ];
+    let needed = [opcode::Readv::CODE, opcode::Writev::CODE, opcode::PollAdd::CODE];
     if needed.iter().all(|code| probe.is_supported(*code)) {
         Ok(ring)
     } else {
@@ -192,8 +204,11 @@ impl<'a> Worker<'a> {
         loop {
             let stop = self.take_jobs();
             self.fill();
-            if stop && self.backlog.is_empty() && self.slots.used() == 0 {
-                return;
+            if self.slots.used() == 0 {
+                if stop && self.backlog.is_empty() {
+                    return;
+                }
+                continue;
             }
             match self.ring.submit_and_wait(1) {
                 Ok(_) => {}
@@ -205,6 +220,7 @@ impl<'a> Worker<'a> {
                     ) => {}
                 Err(e) => return self.broken(&e),
             }
+            self.shared.lock().asleep = Asleep::No;
             completed.extend(self.ring.completion().map(|c| (c.user_data(), c.result())));
             for (user_data, result) in completed.drain(..) {
                 self.completed(user_data, result);
@@ -212,11 +228,17 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Takes new requests; returns whether to stop. From here on a submitter wakes us.
+    /// Takes new requests, and waits for one if there is nothing else to do; returns whether to
+    /// stop. Until the ring returns, a submitter wakes us there.
     fn take_jobs(&mut self) -> bool {
         let mut queue = self.shared.lock();
+        let idle = self.slots.used() == 0 && self.backlog.is_empty();
+        while idle && queue.jobs.is_empty() && !queue.stop {
+            queue.asleep = Asleep::Idle;
+            queue = self.shared.more.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
         self.backlog.append(&mut queue.jobs);
-        queue.asleep = true;
+        queue.asleep = Asleep::InRing;
         queue.stop
     }
 
@@ -269,11 +291,9 @@ impl<'a> Worker<'a> {
                 let flags = if durable { libc::RWF_DSYNC } else { 0 };
                 opcode::Writev::new(fd, iov, count).offset(offset).rw_flags(flags).build()
             }
-            Step::Sync => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
-            Step::Allocate { mode, offset, len } => {
-                opcode::Fallocate::new(fd, len).offset(offset).mode(mode).build()
+            Step::Sync | Step::Allocate { .. } | Step::DeviceDiscard { .. } => {
+                return Err(io::ErrorKind::Unsupported.into());
             }
-            Step::DeviceDiscard { .. } => return Err(io::ErrorKind::Unsupported.into()),
         })
     }
 
