@@ -127,6 +127,19 @@ pub struct FaultPoint {
     pub spilled: Option<u8>,
 }
 
+/// An instruction that Rust executes.
+#[derive(Clone, Copy)]
+pub struct SystemSite {
+    /// Its offset in CS.
+    pub rip: u64,
+    /// The instruction.
+    pub insn: Instruction,
+    /// It is here because its unit (x87, SSE, AVX) may not run.
+    pub disabled: bool,
+    /// Who executes it, once that is known.
+    pub topic: Option<crate::system::Topic>,
+}
+
 /// What the translator hands over; offsets are absolute in the region.
 #[derive(Default)]
 pub struct NewBlock {
@@ -146,8 +159,8 @@ pub struct NewBlock {
     pub exits: Vec<(u64, u32, u32)>,
     /// Memory accesses.
     pub sites: Vec<Site>,
-    /// System and bounced instructions with their offset in CS.
-    pub system: Vec<(u64, Instruction)>,
+    /// System and bounced instructions.
+    pub system: Vec<SystemSite>,
     /// Where exceptions belong, ascending.
     pub faults: Vec<FaultPoint>,
 }
@@ -175,7 +188,7 @@ pub struct CodeCache {
     blocks: Vec<Block>,
     exits: Vec<Exit>,
     sites: Vec<Site>,
-    system: Vec<(u64, Instruction)>,
+    system: Vec<SystemSite>,
     faults: Vec<FaultPoint>,
     pages: Vec<CodePage>,
     numbers: HashMap<PageKey, u32>,
@@ -266,9 +279,16 @@ impl CodeCache {
         self.sites[number as usize]
     }
 
-    /// The system instruction with this number, and its offset in CS.
-    pub fn system(&self, number: u32) -> (u64, Instruction) {
+    /// The system instruction with this number.
+    pub fn system(&self, number: u32) -> SystemSite {
         self.system[number as usize]
+    }
+
+    /// Notes who executes a system instruction.
+    pub fn set_topic(&mut self, number: u32, topic: crate::system::Topic) {
+        if let Some(site) = self.system.get_mut(number as usize) {
+            site.topic = Some(topic);
+        }
     }
 
     /// The fault point that covers `offset`.

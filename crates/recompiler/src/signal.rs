@@ -120,7 +120,9 @@ extern "C" fn handler(signal: libc::c_int, _info: *mut libc::siginfo_t, context:
     }
     // Not ours: put the old handler back and let the instruction trap again.
     for (known, old) in SIGNALS.into_iter().zip(&OLD) {
-        if known == signal && let Some(old) = old.get() {
+        if known == signal
+            && let Some(old) = old.get()
+        {
             // SAFETY: restores what was installed before.
             unsafe { libc::sigaction(signal, &raw const old.0, std::ptr::null_mut()) };
         }

@@ -121,7 +121,7 @@ impl Cpu {
     /// Executes one instruction whose bytes are given; RIP moves on.
     pub fn run(&mut self, bytes: &[u8]) -> Exec<Flow> {
         let insn = Decoder::with_ip(self.bitness(), bytes, self.rip, DecoderOptions::NONE).decode();
-        let flow = execute(self, &insn)?;
+        let flow = execute(self, &insn).0?;
         if flow == Flow::Next {
             self.rip = self.next_rip(&insn);
         }

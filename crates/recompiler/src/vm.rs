@@ -4,7 +4,9 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use bus::{Msi, MsiSink};
-use engine::{Doorbell, Engine, Error, Kicker, Result, SharedVm, Stop, Vcpu, VcpuState, Vm, VmConfig, VmServices};
+use engine::{
+    Doorbell, Engine, Error, Kicker, Result, SharedVm, Stop, Vcpu, VcpuState, Vm, VmConfig, VmServices,
+};
 
 use crate::apic::Apics;
 use crate::fabric::Doorstep;

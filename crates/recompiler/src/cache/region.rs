@@ -55,7 +55,9 @@ impl Region {
         assert!(offset.checked_add(bytes.len()).is_some_and(|end| end <= self.size), "code cache overflow");
         // SAFETY: the range was just checked; the executable view is only run by the thread that
         // holds `&mut self`, which is here now.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.write.as_ptr().add(offset), bytes.len()) };
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.write.as_ptr().add(offset), bytes.len())
+        };
     }
 }
 

@@ -1,8 +1,8 @@
 //! Random states and instruction sequences.
 
 use iced_x86::{
-    Code, CpuidFeature, Encoder, FastFormatter, Instruction, MemoryOperand, Mnemonic, OpCodeOperandKind as K, OpKind,
-    Register,
+    Code, CpuidFeature, Encoder, FastFormatter, Instruction, MemoryOperand, Mnemonic, OpCodeOperandKind as K,
+    OpKind, Register,
 };
 
 use super::random::Random;
@@ -81,7 +81,9 @@ impl State {
     /// Takes the x87 state of this thread, less opcode and pointers.
     pub fn take_x87(&mut self) {
         // SAFETY: an aligned image of ours.
-        unsafe { std::arch::asm!("fxsave64 [{}]", "fninit", in(reg) self.x87.0.as_mut_ptr(), options(nostack)) };
+        unsafe {
+            std::arch::asm!("fxsave64 [{}]", "fninit", in(reg) self.x87.0.as_mut_ptr(), options(nostack))
+        };
         self.x87.0[6..32].fill(0);
         self.x87.0[160..].fill(0);
     }
@@ -206,7 +208,11 @@ impl Generator {
         let forms = Code::values()
             .filter(|code| {
                 let op = code.op_code();
-                op.mode64() && op.is_instruction() && op.decoder_option() == 0 && !unsuitable(code.mnemonic()) && host_has(code.cpuid_features())
+                op.mode64()
+                    && op.is_instruction()
+                    && op.decoder_option() == 0
+                    && !unsuitable(code.mnemonic())
+                    && host_has(code.cpuid_features())
             })
             .filter(|&code| {
                 let mut probe = Random::new(7);
@@ -218,7 +224,8 @@ impl Generator {
 
     /// A random sequence.
     pub fn sequence(&mut self, random: &mut Random) -> Sequence {
-        let mut sequence = Sequence { start: random.below(400) * 64, count: 0, code: Vec::new(), insns: Vec::new() };
+        let mut sequence =
+            Sequence { start: random.below(400) * 64, count: 0, code: Vec::new(), insns: Vec::new() };
         let wanted = 4 + random.below(24);
         while sequence.count < wanted {
             let code = *random.pick(&self.forms);
@@ -296,7 +303,8 @@ fn placed(insn: Instruction, random: &mut Random) -> Vec<Instruction> {
             parts.push(mov(base, at.wrapping_sub(disp as u64)));
         }
         _ => {
-            let others: Vec<Register> = gprs.iter().copied().filter(|r| *r != base && *r != Register::RSP).collect();
+            let others: Vec<Register> =
+                gprs.iter().copied().filter(|r| *r != base && *r != Register::RSP).collect();
             let index = *random.pick(&others);
             let scale = 1 << random.below(4);
             let offset = random.below(64);
@@ -338,23 +346,46 @@ fn random_form(code: Code, random: &mut Random) -> Option<Instruction> {
                 _ => 16,
             };
             insn.set_op_kind(i, OpKind::Register);
-            let r = if first == Register::AL && no_rex { register(random, Register::AL, 8) } else {
-                if first == Register::AL { byte(random.below(16) as u32) } else { register(random, first, count) }
+            let r = if first == Register::AL && no_rex {
+                register(random, Register::AL, 8)
+            } else {
+                if first == Register::AL {
+                    byte(random.below(16) as u32)
+                } else {
+                    register(random, first, count)
+                }
             };
             insn.set_op_register(i, r);
         };
         match op.op_kind(i) {
             K::mem => memory(&mut insn),
-            K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem | K::mm_or_mem | K::xmm_or_mem | K::ymm_or_mem
-                if random_memory(code, no_rex) => memory(&mut insn),
+            K::r8_or_mem
+            | K::r16_or_mem
+            | K::r32_or_mem
+            | K::r64_or_mem
+            | K::mm_or_mem
+            | K::xmm_or_mem
+            | K::ymm_or_mem
+                if random_memory(code, no_rex) =>
+            {
+                memory(&mut insn)
+            }
             K::r8_or_mem | K::r8_reg => reg(&mut insn, Register::AL),
             K::r16_or_mem | K::r16_reg | K::r16_rm | K::r16_opcode => reg(&mut insn, Register::AX),
-            K::r32_or_mem | K::r32_reg | K::r32_rm | K::r32_vvvv | K::r32_opcode => reg(&mut insn, Register::EAX),
-            K::r64_or_mem | K::r64_reg | K::r64_rm | K::r64_vvvv | K::r64_opcode => reg(&mut insn, Register::RAX),
+            K::r32_or_mem | K::r32_reg | K::r32_rm | K::r32_vvvv | K::r32_opcode => {
+                reg(&mut insn, Register::EAX)
+            }
+            K::r64_or_mem | K::r64_reg | K::r64_rm | K::r64_vvvv | K::r64_opcode => {
+                reg(&mut insn, Register::RAX)
+            }
             K::r8_opcode => reg(&mut insn, Register::AL),
             K::mm_or_mem | K::mm_reg | K::mm_rm => reg(&mut insn, Register::MM0),
-            K::xmm_or_mem | K::xmm_reg | K::xmm_rm | K::xmm_vvvv | K::xmm_is4 => reg(&mut insn, Register::XMM0),
-            K::ymm_or_mem | K::ymm_reg | K::ymm_rm | K::ymm_vvvv | K::ymm_is4 => reg(&mut insn, Register::YMM0),
+            K::xmm_or_mem | K::xmm_reg | K::xmm_rm | K::xmm_vvvv | K::xmm_is4 => {
+                reg(&mut insn, Register::XMM0)
+            }
+            K::ymm_or_mem | K::ymm_reg | K::ymm_rm | K::ymm_vvvv | K::ymm_is4 => {
+                reg(&mut insn, Register::YMM0)
+            }
             K::al => fixed(&mut insn, i, Register::AL),
             K::cl => fixed(&mut insn, i, Register::CL),
             K::ax => fixed(&mut insn, i, Register::AX),

@@ -485,10 +485,18 @@ impl Span {
         // no Rust reference points to; the direction flag is clear as the ABI has it.
         unsafe {
             match size {
-                1 => std::arch::asm!("rep movsb", inout("rcx") count => _, inout("rsi") from => _, inout("rdi") to => _, options(nostack, preserves_flags)),
-                2 => std::arch::asm!("rep movsw", inout("rcx") count => _, inout("rsi") from => _, inout("rdi") to => _, options(nostack, preserves_flags)),
-                4 => std::arch::asm!("rep movsd", inout("rcx") count => _, inout("rsi") from => _, inout("rdi") to => _, options(nostack, preserves_flags)),
-                _ => std::arch::asm!("rep movsq", inout("rcx") count => _, inout("rsi") from => _, inout("rdi") to => _, options(nostack, preserves_flags)),
+                1 => {
+                    std::arch::asm!("rep movsb", inout("rcx") count => _, inout("rsi") from => _, inout("rdi") to => _, options(nostack, preserves_flags))
+                }
+                2 => {
+                    std::arch::asm!("rep movsw", inout("rcx") count => _, inout("rsi") from => _, inout("rdi") to => _, options(nostack, preserves_flags))
+                }
+                4 => {
+                    std::arch::asm!("rep movsd", inout("rcx") count => _, inout("rsi") from => _, inout("rdi") to => _, options(nostack, preserves_flags))
+                }
+                _ => {
+                    std::arch::asm!("rep movsq", inout("rcx") count => _, inout("rsi") from => _, inout("rdi") to => _, options(nostack, preserves_flags))
+                }
             }
         }
     }
@@ -499,10 +507,18 @@ impl Span {
         // SAFETY: as in `copy_forward`.
         unsafe {
             match size {
-                1 => std::arch::asm!("rep stosb", inout("rcx") count => _, inout("rdi") to => _, in("rax") value, options(nostack, preserves_flags)),
-                2 => std::arch::asm!("rep stosw", inout("rcx") count => _, inout("rdi") to => _, in("rax") value, options(nostack, preserves_flags)),
-                4 => std::arch::asm!("rep stosd", inout("rcx") count => _, inout("rdi") to => _, in("rax") value, options(nostack, preserves_flags)),
-                _ => std::arch::asm!("rep stosq", inout("rcx") count => _, inout("rdi") to => _, in("rax") value, options(nostack, preserves_flags)),
+                1 => {
+                    std::arch::asm!("rep stosb", inout("rcx") count => _, inout("rdi") to => _, in("rax") value, options(nostack, preserves_flags))
+                }
+                2 => {
+                    std::arch::asm!("rep stosw", inout("rcx") count => _, inout("rdi") to => _, in("rax") value, options(nostack, preserves_flags))
+                }
+                4 => {
+                    std::arch::asm!("rep stosd", inout("rcx") count => _, inout("rdi") to => _, in("rax") value, options(nostack, preserves_flags))
+                }
+                _ => {
+                    std::arch::asm!("rep stosq", inout("rcx") count => _, inout("rdi") to => _, in("rax") value, options(nostack, preserves_flags))
+                }
             }
         }
     }

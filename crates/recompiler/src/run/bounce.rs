@@ -9,8 +9,8 @@ use super::SoftVcpu;
 use crate::cache::ExitKind;
 use crate::exception::{Exception, Exec};
 use crate::mmu::AccessMode;
-use crate::translate::emit::Code;
 use crate::translate::bounce_code;
+use crate::translate::emit::Code;
 
 /// Locked instructions here exclude each other. Against accesses that go straight to RAM they are
 /// not atomic: only split locks and locked accesses to device registers come this way.

@@ -59,7 +59,8 @@ impl SoftVcpu {
         cpu.segments = reset.segments;
         cpu.gdtr = reset.gdtr;
         cpu.idtr = reset.idtr;
-        cpu.cr0 = reset.cr0 & !(control::CR0_CD | control::CR0_NW) | cpu.cr0 & (control::CR0_CD | control::CR0_NW);
+        cpu.cr0 =
+            reset.cr0 & !(control::CR0_CD | control::CR0_NW) | cpu.cr0 & (control::CR0_CD | control::CR0_NW);
         cpu.cr2 = 0;
         cpu.cr3 = 0;
         cpu.cr4 = 0;

@@ -75,14 +75,12 @@ impl SoftVcpu {
                     return Ok(Outcome::Again);
                 }
                 ExitKind::System => {
-                    let (rip, insn) = self.cache.system(argument);
-                    self.cpu.rip = rip;
-                    return self.system(&insn, mode);
+                    return self.system_site(argument);
                 }
                 ExitKind::Bounce => {
-                    let (rip, insn) = self.cache.system(argument);
-                    self.cpu.rip = rip;
-                    self.bounce(&insn)?;
+                    let site = self.cache.system(argument);
+                    self.cpu.rip = site.rip;
+                    self.bounce(&site.insn)?;
                     return Ok(Outcome::Done);
                 }
                 ExitKind::Fault => return Err(self.fault(argument)),
@@ -136,7 +134,8 @@ impl SoftVcpu {
         match classify(&insn) {
             Class::Native(_) | Class::BitString => self.bounce(&insn)?,
             _ => {
-                self.system(&insn, mode)?;
+                let (flow, _) = system::execute(&mut self.cpu, &insn);
+                self.flow(&insn, flow?);
             }
         }
         Ok(None)
@@ -158,26 +157,46 @@ impl SoftVcpu {
     }
 
     /// A system instruction.
-    fn system(&mut self, insn: &Instruction, mode: Mode) -> Exec<Outcome> {
-        if let Class::Native(unit) = classify(insn)
-            && !mode.allows(unit)
+    fn system_site(&mut self, number: u32) -> Exec<Outcome> {
+        let site = self.cache.system(number);
+        self.cpu.rip = site.rip;
+        if site.disabled
+            && let Class::Native(unit) = classify(&site.insn)
         {
-            return Err(self.unit_fault(insn, unit));
+            return Err(self.unit_fault(&site.insn, unit));
         }
-        let next = self.cpu.next_rip(insn);
-        match system::execute(&mut self.cpu, insn)? {
-            Flow::Next => self.cpu.rip = next,
+        let known = site.topic.and_then(|topic| topic(&mut self.cpu, &site.insn));
+        let result = match known {
+            Some(result) => result,
+            None => {
+                let epoch = self.epoch;
+                let (result, topic) = system::execute(&mut self.cpu, &site.insn);
+                if let Some(topic) = topic
+                    && epoch == self.epoch
+                {
+                    self.cache.set_topic(number, topic);
+                }
+                result
+            }
+        };
+        Ok(self.flow(&site.insn, result?))
+    }
+
+    /// Goes on after a system instruction.
+    fn flow(&mut self, insn: &Instruction, flow: Flow) -> Outcome {
+        match flow {
+            Flow::Next => self.cpu.rip = self.cpu.next_rip(insn),
             Flow::Jump => {}
-            Flow::Again => return Ok(Outcome::Again),
+            Flow::Again => return Outcome::Again,
             Flow::Halt => {
-                self.cpu.rip = next;
+                self.cpu.rip = self.cpu.next_rip(insn);
                 self.cpu.activity = Activity::Halted;
             }
             Flow::UnclaimedPort { port, write, size } => {
-                return Ok(Outcome::Stop(Stop::UnclaimedPort { port, write, size }));
+                return Outcome::Stop(Stop::UnclaimedPort { port, write, size });
             }
         }
-        Ok(Outcome::Done)
+        Outcome::Done
     }
 
     /// Why an instruction of `unit` may not run (Intel SDM vol. 3, tables 2-2 and 13-1).
@@ -192,7 +211,9 @@ impl SoftVcpu {
             }
             Unit::X87 => Exception::plain(vector::NM),
             Unit::Sse if emulate || self.cpu.cr4 & control::CR4_OSFXSR == 0 => Exception::ud(),
-            Unit::Avx if self.cpu.cr4 & control::CR4_OSXSAVE == 0 || self.cpu.xcr0 & 6 != 6 => Exception::ud(),
+            Unit::Avx if self.cpu.cr4 & control::CR4_OSXSAVE == 0 || self.cpu.xcr0 & 6 != 6 => {
+                Exception::ud()
+            }
             _ if switched => Exception::plain(vector::NM),
             _ => Exception::ud(),
         }

@@ -109,6 +109,7 @@ impl SoftVcpu {
         if self.cpu.apic.pending() != 0 {
             self.take_events();
         }
+        self.cpu.jit.waiting = u32::from(self.cpu.apic.has_interrupt());
         match self.cpu.activity {
             Activity::Running => self.execute(),
             Activity::Shutdown => {

@@ -158,4 +158,3 @@ impl SoftVcpu {
         Ok(())
     }
 }
-

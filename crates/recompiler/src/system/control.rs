@@ -104,7 +104,9 @@ pub fn set_cr0(cpu: &mut Cpu, value: u64) -> Exec<()> {
     let turned_on = new & CR0_PG != 0 && cpu.cr0 & CR0_PG == 0;
     let turned_off = new & CR0_PG == 0 && cpu.cr0 & CR0_PG != 0;
     if turned_on && cpu.efer & control::EFER_LME != 0 {
-        if cpu.cr4 & control::CR4_PAE == 0 || cpu.segments[engine::seg::CS].access & engine::Segment::LONG != 0 {
+        if cpu.cr4 & control::CR4_PAE == 0
+            || cpu.segments[engine::seg::CS].access & engine::Segment::LONG != 0
+        {
             return Err(Exception::gp(0));
         }
         cpu.efer |= control::EFER_LMA;
@@ -320,8 +322,7 @@ fn pushf(cpu: &mut Cpu, insn: &Instruction) -> Exec<Flow> {
 }
 
 /// Flags that POPF may change at any privilege.
-const POPF_USER: u64 =
-    crate::cpu::ARITHMETIC_FLAGS | flag::TF | flag::DF | flag::NT | flag::AC | flag::ID;
+const POPF_USER: u64 = crate::cpu::ARITHMETIC_FLAGS | flag::TF | flag::DF | flag::NT | flag::AC | flag::ID;
 
 fn popf(cpu: &mut Cpu, insn: &Instruction) -> Exec<Flow> {
     let size = flags_size(insn);

@@ -227,7 +227,10 @@ fn xrstor(cpu: &mut Cpu, insn: &Instruction) -> Exec<Flow> {
     let compacted = layout & COMPACTED != 0;
     let reserved = area[HEADER + 16..HEADER + 64].iter().any(|b| *b != 0);
     let bad = if compacted {
-        !cpu.has(feature::XSAVEC) || present & !layout != 0 || layout & !(cpu.xcr0 | COMPACTED) != 0 || reserved
+        !cpu.has(feature::XSAVEC)
+            || present & !layout != 0
+            || layout & !(cpu.xcr0 | COMPACTED) != 0
+            || reserved
     } else {
         layout != 0 || present & !cpu.xcr0 != 0 || area[HEADER + 16..HEADER + 24].iter().any(|b| *b != 0)
     };

@@ -111,7 +111,8 @@ fn string(cpu: &mut Cpu, insn: &Instruction, size: usize, out: bool) -> Exec<Flo
     let address = address_size(insn);
     let repeated = insn.has_rep_prefix() || insn.has_repne_prefix();
     let step = if cpu.rflags & flag::DF != 0 { (size as u64).wrapping_neg() } else { size as u64 };
-    let (segment, index) = if out { (segment_number(insn.memory_segment()), reg::RSI) } else { (seg::ES, reg::RDI) };
+    let (segment, index) =
+        if out { (segment_number(insn.memory_segment()), reg::RSI) } else { (seg::ES, reg::RDI) };
     let bus = cpu.shared.services.bus.clone();
     for _ in 0..BATCH {
         if repeated && cpu.gpr[reg::RCX] & mask(address) == 0 {

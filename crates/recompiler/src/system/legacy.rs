@@ -42,7 +42,11 @@ pub fn execute(cpu: &mut Cpu, insn: &Instruction) -> Outcome {
             Ok(Flow::Next)
         }
         _ if insn.is_jcc_short_or_near() => {
-            if condition(cpu, insn) { near_jump(cpu, insn) } else { Ok(Flow::Next) }
+            if condition(cpu, insn) {
+                near_jump(cpu, insn)
+            } else {
+                Ok(Flow::Next)
+            }
         }
         _ => return None,
     })
@@ -250,13 +254,25 @@ fn condition(cpu: &Cpu, insn: &Instruction) -> bool {
 
 /// LOOP, LOOPE, LOOPNE and JCXZ with their address sizes.
 fn counted(cpu: &mut Cpu, insn: &Instruction) -> Exec<Flow> {
-    use iced_x86::Code as C;
     use Mnemonic as M;
+    use iced_x86::Code as C;
     let size = match insn.code() {
-        C::Loop_rel8_16_CX | C::Loop_rel8_32_CX | C::Loope_rel8_16_CX | C::Loope_rel8_32_CX
-        | C::Loopne_rel8_16_CX | C::Loopne_rel8_32_CX | C::Jcxz_rel8_16 | C::Jcxz_rel8_32 => 2,
-        C::Loop_rel8_16_RCX | C::Loop_rel8_64_RCX | C::Loope_rel8_16_RCX | C::Loope_rel8_64_RCX
-        | C::Loopne_rel8_16_RCX | C::Loopne_rel8_64_RCX | C::Jrcxz_rel8_16 | C::Jrcxz_rel8_64 => 8,
+        C::Loop_rel8_16_CX
+        | C::Loop_rel8_32_CX
+        | C::Loope_rel8_16_CX
+        | C::Loope_rel8_32_CX
+        | C::Loopne_rel8_16_CX
+        | C::Loopne_rel8_32_CX
+        | C::Jcxz_rel8_16
+        | C::Jcxz_rel8_32 => 2,
+        C::Loop_rel8_16_RCX
+        | C::Loop_rel8_64_RCX
+        | C::Loope_rel8_16_RCX
+        | C::Loope_rel8_64_RCX
+        | C::Loopne_rel8_16_RCX
+        | C::Loopne_rel8_64_RCX
+        | C::Jrcxz_rel8_16
+        | C::Jrcxz_rel8_64 => 8,
         _ => 4,
     };
     let count = cpu.gpr[reg::RCX] & mask(size);

@@ -20,9 +20,9 @@ pub mod segments;
 pub mod string;
 pub mod syscall;
 pub mod task;
-pub mod x87;
 #[cfg(test)]
 mod tests;
+pub mod x87;
 
 use iced_x86::Instruction;
 
@@ -54,8 +54,11 @@ pub enum Flow {
 /// What a module makes of an instruction: `None` if it is another's.
 pub type Outcome = Option<Exec<Flow>>;
 
+/// A module's way in.
+pub type Topic = fn(&mut Cpu, &Instruction) -> Outcome;
+
 /// Every topic; the first that knows the instruction executes it.
-const TOPICS: [fn(&mut Cpu, &Instruction) -> Outcome; 12] = [
+const TOPICS: [Topic; 12] = [
     syscall::execute,
     iret::execute,
     segments::execute,
@@ -70,8 +73,14 @@ const TOPICS: [fn(&mut Cpu, &Instruction) -> Outcome; 12] = [
     legacy::execute,
 ];
 
-/// Executes `instruction`, which was decoded at CS:RIP, on `cpu`. On an exception the state is as
-/// before the instruction (RIP included), except where the architecture says otherwise.
-pub fn execute(cpu: &mut Cpu, instruction: &Instruction) -> Exec<Flow> {
-    TOPICS.iter().find_map(|topic| topic(cpu, instruction)).unwrap_or(Err(Exception::ud()))
+/// Executes `instruction`, which was decoded at CS:RIP, on `cpu`, and says which topic it was. On
+/// an exception the state is as before the instruction (RIP included), except where the
+/// architecture says otherwise.
+pub fn execute(cpu: &mut Cpu, instruction: &Instruction) -> (Exec<Flow>, Option<Topic>) {
+    for topic in TOPICS {
+        if let Some(result) = topic(cpu, instruction) {
+            return (result, Some(topic));
+        }
+    }
+    (Err(Exception::ud()), None)
 }

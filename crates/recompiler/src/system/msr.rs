@@ -320,7 +320,9 @@ fn memory_types(value: u64, extra: bool) -> bool {
 fn checked(cpu: &Cpu, msr: u32, value: u64) -> Exec<Option<u64>> {
     use index::*;
     let legal = match msr {
-        MTRRCAP | ARCH_CAPABILITIES | PLATFORM_ID | PLATFORM_INFO | FEATURE_CONTROL | RAPL_POWER_UNIT => false,
+        MTRRCAP | ARCH_CAPABILITIES | PLATFORM_ID | PLATFORM_INFO | FEATURE_CONTROL | RAPL_POWER_UNIT => {
+            false
+        }
         PKG_ENERGY_STATUS | DRAM_ENERGY_STATUS | PP0_ENERGY_STATUS | PP1_ENERGY_STATUS => false,
         MCG_CAP => false,
         // Loaders write 0 before they read the revision; it is not kept.

@@ -72,8 +72,13 @@ pub fn execute(cpu: &mut Cpu, insn: &Instruction) -> Outcome {
         (_, true) => Some(true),
         _ => None,
     };
-    let form =
-        Form { operation, size, address: address_size(insn), segment: segment_number(insn.memory_segment()), repeat };
+    let form = Form {
+        operation,
+        size,
+        address: address_size(insn),
+        segment: segment_number(insn.memory_segment()),
+        repeat,
+    };
     Some(run(cpu, &form))
 }
 

@@ -16,7 +16,9 @@ impl Image {
     pub fn save() -> Self {
         let mut image = Self::new();
         // SAFETY: the image is aligned and large enough; FXSAVE changes nothing else.
-        unsafe { std::arch::asm!("fxsave64 [{}]", in(reg) image.0.as_mut_ptr(), options(nostack, preserves_flags)) };
+        unsafe {
+            std::arch::asm!("fxsave64 [{}]", in(reg) image.0.as_mut_ptr(), options(nostack, preserves_flags))
+        };
         image.0[8..24].fill(0);
         image
     }

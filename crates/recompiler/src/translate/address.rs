@@ -62,7 +62,14 @@ impl Address {
 
     /// `disp` bytes from the stack pointer.
     pub fn stack(register: u8, disp: i64, mode: Mode) -> Self {
-        Self { base: Some(register), index: None, disp, segment: None, width: mode.bitness(), spill_scale: None }
+        Self {
+            base: Some(register),
+            index: None,
+            disp,
+            segment: None,
+            width: mode.bitness(),
+            spill_scale: None,
+        }
     }
 
     /// Without the segment base: what LEA computes.
@@ -72,7 +79,8 @@ impl Address {
 
     /// The linear address, where it does not depend on registers.
     pub fn constant(&self) -> Option<u64> {
-        if self.base.is_some() || self.index.is_some() || self.segment.is_some() || self.spill_scale.is_some() {
+        if self.base.is_some() || self.index.is_some() || self.segment.is_some() || self.spill_scale.is_some()
+        {
             return None;
         }
         Some(truncate(self.disp as u64, self.width))
@@ -135,7 +143,11 @@ impl Translator<'_> {
                 } else {
                     self.code.mov_imm(R10, value);
                     self.code.load(R11, segment_base(segment));
-                    self.code.lea(true, R10, Mem { gs: false, base: Some(R10), index: Some((R11, 0)), disp: 0 });
+                    self.code.lea(
+                        true,
+                        R10,
+                        Mem { gs: false, base: Some(R10), index: Some((R11, 0)), disp: 0 },
+                    );
                 }
             }
             return;

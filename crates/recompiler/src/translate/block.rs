@@ -11,8 +11,9 @@ use super::check::Flags;
 use super::classify::{Class, classify};
 use super::emit::{Code, Mem, R11, RCX};
 use super::flags::{self, live_before};
+use super::inline;
 use super::mode::Mode;
-use crate::cache::{CodeCache, ExitKind, NewBlock, Numbers, Stubs};
+use crate::cache::{CodeCache, ExitKind, NewBlock, Numbers, Stubs, SystemSite};
 use crate::cpu::{Cpu, Jit, flag};
 use crate::mmu::Tlb;
 
@@ -87,6 +88,15 @@ pub enum Cold {
         /// Where it goes.
         target: u64,
     },
+    /// An in-line system instruction whose case is not the ordinary one.
+    System {
+        /// Jumps that come here.
+        jumps: Vec<usize>,
+        /// The flags have to be restored.
+        restore_flags: bool,
+        /// Number of the system instruction.
+        number: u32,
+    },
     /// A failed entry check.
     Recheck {
         /// Jumps that come here.
@@ -124,13 +134,21 @@ pub struct Translator<'a> {
 pub fn translate(cache: &mut CodeCache, tools: &mut Tools, input: &Input) -> Option<u32> {
     let insns = decode(input)?;
     let mut live = successors_live(&insns, input);
-    let lives: Vec<u32> = insns.iter().rev().map(|(insn, class)| {
-        live = match class {
-            Class::System => flags::ALL,
-            _ => live_before(insn, live),
-        };
-        live
-    }).collect();
+    let lives: Vec<u32> = insns
+        .iter()
+        .rev()
+        .map(|(insn, class)| {
+            live = match class {
+                Class::System => flags::ALL,
+                // Even a form that stays in line may leave, with all flags.
+                Class::Inline if inline::kills_flags(insn) => 0,
+                Class::Inline if inline::ignores_flags(insn) => live,
+                Class::Inline => flags::ALL,
+                _ => live_before(insn, live),
+            };
+            live
+        })
+        .collect();
     let mut translator = Translator {
         code: Code::default(),
         base: cache.next(),
@@ -147,9 +165,10 @@ pub fn translate(cache: &mut CodeCache, tools: &mut Tools, input: &Input) -> Opt
     translator.new.flags_live = live != 0;
     translator.entry(input);
     let mut ended = false;
-    for ((insn, class), live) in insns.iter().zip(lives.iter().rev()) {
+    for (n, ((insn, class), live)) in insns.iter().zip(lives.iter().rev()).enumerate() {
         translator.rip = insn.ip();
-        ended = translator.instruction(insn, *class, *live != 0);
+        let last = n + 1 == insns.len();
+        ended = translator.instruction(insn, *class, *live != 0, last);
         if ended {
             break;
         }
@@ -185,6 +204,12 @@ fn decode(input: &Input) -> Option<Vec<(Instruction, Class)>> {
             class = Class::System;
         }
         insns.push((insn, class));
+        if class == Class::System && inline::known(&insn) {
+            class = Class::Inline;
+        }
+        if let Some(last) = insns.last_mut() {
+            *last = (insn, class);
+        }
         if matches!(class, Class::System | Class::Branch) {
             break;
         }
@@ -199,7 +224,10 @@ fn successors_live(insns: &[(Instruction, Class)], input: &Input) -> u32 {
         Class::Branch if last.is_jcc_short_or_near() => {
             live_at(last.near_branch_target(), input) | live_at(last.next_ip(), input)
         }
-        Class::Branch if matches!(last.mnemonic(), Mnemonic::Jmp | Mnemonic::Call) && last.near_branch_target() != 0 => {
+        Class::Branch
+            if matches!(last.mnemonic(), Mnemonic::Jmp | Mnemonic::Call)
+                && last.near_branch_target() != 0 =>
+        {
             live_at(last.near_branch_target(), input)
         }
         Class::Branch | Class::System => flags::ALL,
@@ -217,7 +245,8 @@ fn live_at(rip: u64, input: &Input) -> u32 {
     let mut read = 0;
     for _ in 0..LOOK_AHEAD {
         let insn = decoder.decode();
-        if insn.is_invalid() || classify(&insn) == Class::System || !flags::transparent(&insn) {
+        let system = matches!(classify(&insn), Class::System | Class::Inline);
+        if insn.is_invalid() || system || !flags::transparent(&insn) {
             break;
         }
         read |= unknown & live_before(&insn, 0);
@@ -264,7 +293,11 @@ impl Translator<'_> {
                 self.code.load32(RCX, number);
                 self.code.load32(R11, attention);
                 let minus = -(page as i32);
-                self.code.lea(true, RCX, Mem { gs: false, base: Some(RCX), index: Some((R11, 0)), disp: minus });
+                self.code.lea(
+                    true,
+                    RCX,
+                    Mem { gs: false, base: Some(RCX), index: Some((R11, 0)), disp: minus },
+                );
                 let good = self.code.jrcxz();
                 jumps.push(self.code.jmp());
                 self.code.fix8(good);
@@ -283,7 +316,7 @@ impl Translator<'_> {
     }
 
     /// Emits one instruction. True: the block ends with it.
-    fn instruction(&mut self, insn: &Instruction, class: Class, live: bool) -> bool {
+    fn instruction(&mut self, insn: &Instruction, class: Class, live: bool, last: bool) -> bool {
         let done = match class {
             Class::Nop => true,
             Class::Lea => {
@@ -297,6 +330,7 @@ impl Translator<'_> {
             Class::Native(_) => self.native(insn, live),
             Class::BitString => self.bit_string(insn, live),
             Class::Stack => self.stack(insn, live),
+            Class::Inline => self.inline(insn, live, last),
             Class::Branch if self.branch(insn, live) => return true,
             Class::Branch | Class::System => false,
         };
@@ -307,10 +341,16 @@ impl Translator<'_> {
             Class::Native(_) | Class::BitString => ExitKind::Bounce,
             _ => ExitKind::System,
         };
-        let number = self.numbers.system + self.new.system.len() as u32;
-        self.new.system.push((self.rip, *insn));
+        let number = self.system_number(insn);
         self.leave(kind, number);
         true
+    }
+
+    /// Number of a system or bounced instruction.
+    pub fn system_number(&mut self, insn: &Instruction) -> u32 {
+        let disabled = matches!(classify(insn), Class::Native(unit) if !self.mode.allows(unit));
+        self.new.system.push(SystemSite { rip: self.rip, insn: *insn, disabled, topic: None });
+        self.numbers.system + self.new.system.len() as u32 - 1
     }
 
     /// CLD and STD: one bit of the stored RFLAGS.
@@ -336,6 +376,16 @@ impl Translator<'_> {
                     self.code.fix(patch, here);
                     self.new.exits.push((target, self.absolute(patch), self.absolute(here)));
                     self.leave(ExitKind::Chain, exit);
+                }
+                Cold::System { jumps, restore_flags, number } => {
+                    let here = self.code.here();
+                    for at in jumps {
+                        self.code.fix(at, here);
+                    }
+                    if restore_flags {
+                        self.restore_flags();
+                    }
+                    self.leave(ExitKind::System, number);
                 }
                 Cold::Recheck { jumps, restore_rcx } => {
                     let here = self.code.here();

@@ -15,10 +15,9 @@ impl Translator<'_> {
     /// Ends the block with the branch `insn`. False: not a native form here; nothing was emitted.
     pub fn branch(&mut self, insn: &Instruction, live: bool) -> bool {
         let flags = if live { Flags::Live } else { Flags::Dead };
-        let direct = matches!(
-            insn.op0_kind(),
-            OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64
-        ) && insn.op_count() == 1;
+        let direct =
+            matches!(insn.op0_kind(), OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64)
+                && insn.op_count() == 1;
         let width = self.mode.bitness() / 8;
         let full_width = match insn.op0_kind() {
             OpKind::NearBranch16 => width == 2,
@@ -119,7 +118,9 @@ impl Translator<'_> {
                 }
                 true
             }
-            OpKind::Memory if insn.memory_size().size() as u32 == width => self.load_operand(insn, width, flags),
+            OpKind::Memory if insn.memory_size().size() as u32 == width => {
+                self.load_operand(insn, width, flags)
+            }
             _ => false,
         }
     }

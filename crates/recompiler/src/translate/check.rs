@@ -43,9 +43,7 @@ impl Translator<'_> {
         let class = self.mode.class() as usize;
         let tag = if write { offset_of!(Entry, write) } else { offset_of!(Entry, read) };
         let (tag, host) = (member(class, tag), member(class, offset_of!(Entry, host)));
-        let constant = address
-            .constant()
-            .filter(|va| va % PAGE_SIZE + u64::from(size) <= PAGE_SIZE);
+        let constant = address.constant().filter(|va| va % PAGE_SIZE + u64::from(size) <= PAGE_SIZE);
         let (disp, jumps) = match (constant, flags) {
             (Some(va), _) => self.check_constant(va, tag, host, flags),
             (None, Flags::Live) => (0, self.check_live(address, size, tag, host)),

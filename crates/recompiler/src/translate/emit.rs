@@ -296,11 +296,20 @@ mod tests {
         assert_eq!(text(|c| c.load(R10, field)), "mov r10,gs:[1234h]");
         assert_eq!(text(|c| c.store(field, RCX)), "mov gs:[1234h],rcx");
         assert_eq!(text(|c| c.load(R10, Mem::indexed_field(0x40, R11, 0))), "mov r10,gs:[r11+40h]");
-        assert_eq!(text(|c| c.rm(None, true, &[0x2b], R10, Mem::indexed_field(0x40, R11, 3))), "sub r10,gs:[r11*8+40h]");
-        assert_eq!(text(|c| c.lea(true, R10, Mem { gs: false, base: Some(12), index: Some((13, 2)), disp: 0 })), "lea r10,[r12+r13*4]");
+        assert_eq!(
+            text(|c| c.rm(None, true, &[0x2b], R10, Mem::indexed_field(0x40, R11, 3))),
+            "sub r10,gs:[r11*8+40h]"
+        );
+        assert_eq!(
+            text(|c| c.lea(true, R10, Mem { gs: false, base: Some(12), index: Some((13, 2)), disp: 0 })),
+            "lea r10,[r12+r13*4]"
+        );
         assert_eq!(text(|c| c.lea(true, R10, Mem::at(13, 0))), "lea r10,[r13]");
         assert_eq!(text(|c| c.lea(false, R10, Mem::at(4, 300))), "lea r10d,[rsp+12Ch]");
-        assert_eq!(text(|c| c.lea(true, R10, Mem { gs: false, base: None, index: Some((5, 3)), disp: -8 })), "lea r10,[rbp*8-8h]");
+        assert_eq!(
+            text(|c| c.lea(true, R10, Mem { gs: false, base: None, index: Some((5, 3)), disp: -8 })),
+            "lea r10,[rbp*8-8h]"
+        );
         assert_eq!(text(|c| c.pext(R11, R10, 0x80)), "pext r11,r10,gs:[80h]");
         assert_eq!(text(|c| c.pext(RCX, RCX, 0x80)), "pext rcx,rcx,gs:[80h]");
         assert_eq!(text(|c| c.mov_imm(R10, 5)), "mov r10d,5h");

@@ -3,7 +3,8 @@
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, RflagsBits};
 
 /// All six arithmetic flags, in iced's encoding.
-pub const ALL: u32 = RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
+pub const ALL: u32 =
+    RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
 
 /// Flags that the instruction replaces whatever its operands are.
 fn killed(insn: &Instruction) -> u32 {

@@ -7,6 +7,7 @@ mod check;
 pub mod classify;
 pub mod emit;
 mod flags;
+mod inline;
 mod mode;
 mod native;
 mod stack;

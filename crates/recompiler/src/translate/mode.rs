@@ -17,6 +17,8 @@ const X87: u16 = 1 << 6;
 const SSE: u16 = 1 << 7;
 const AVX: u16 = 1 << 8;
 const STEP: u16 = 1 << 9;
+const KERNEL: u16 = 1 << 10;
+const TSC: u16 = 1 << 11;
 
 impl Mode {
     /// The mode that `cpu` is in. `step`: one instruction only.
@@ -46,6 +48,12 @@ impl Mode {
             if avx && cpu.protected() && !cpu.virtual_8086() {
                 mode |= AVX;
             }
+        }
+        if cpu.cpl == 0 {
+            mode |= KERNEL;
+        }
+        if cpu.cpl == 0 || cpu.cr4 & control::CR4_TSD == 0 {
+            mode |= TSC;
         }
         if step {
             mode |= STEP;
@@ -90,6 +98,16 @@ impl Mode {
             Unit::Sse => self.0 & SSE != 0,
             Unit::Avx => self.0 & AVX != 0,
         }
+    }
+
+    /// Whether code runs in 64-bit mode at CPL 0.
+    pub fn kernel64(self) -> bool {
+        self.is64() && self.0 & KERNEL != 0
+    }
+
+    /// Whether RDTSC is allowed.
+    pub fn reads_tsc(self) -> bool {
+        self.0 & TSC != 0
     }
 
     /// Whether blocks are one instruction long.

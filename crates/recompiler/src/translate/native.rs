@@ -236,7 +236,13 @@ pub fn writes(info: &InstructionInfo) -> bool {
 
 /// Code for `insn` with its memory operand in the bounce buffer at `offset`; falls through at its
 /// end. Returns where a host exception belongs.
-pub fn bounce_code(code: &mut Code, tools: &mut Tools, base: usize, insn: &Instruction, offset: usize) -> Option<Option<u8>> {
+pub fn bounce_code(
+    code: &mut Code,
+    tools: &mut Tools,
+    base: usize,
+    insn: &Instruction,
+    offset: usize,
+) -> Option<Option<u8>> {
     let field = offset_of!(Cpu, jit) + offset_of!(Jit, bounce) + offset;
     let operand = if has_memory(insn) { Operand::Bounce(field as u32) } else { Operand::None };
     Rewrite { code, tools, base }.emit(insn, operand).map(|(_, spilled)| spilled)
@@ -261,7 +267,8 @@ impl Translator<'_> {
             let flags = if live { Flags::Live } else { Flags::Dead };
             operand = Operand::Host(self.check(start, &address, size, write, flags));
         }
-        let rewrite = Rewrite { code: &mut self.code, tools: self.tools, base: self.base }.emit(insn, operand);
+        let rewrite =
+            Rewrite { code: &mut self.code, tools: self.tools, base: self.base }.emit(insn, operand);
         let Some((host, spilled)) = rewrite else {
             self.code.truncate(start);
             self.new.sites.truncate(sites);
@@ -301,7 +308,12 @@ impl Translator<'_> {
         let address = Address::of(insn, self.mode);
         let fs_or_gs = matches!(insn.memory_segment(), Register::FS | Register::GS);
         let size = insn.op1_register().size() as u32;
-        if !self.mode.inline_memory() || address.width() == 16 || fs_or_gs || size == 2 || address.uses_scratch() {
+        if !self.mode.inline_memory()
+            || address.width() == 16
+            || fs_or_gs
+            || size == 2
+            || address.uses_scratch()
+        {
             return false;
         }
         let start = self.code.here();
