@@ -1,1 +1,5 @@
-//! See the crate's description in Cargo.toml.
+//! Emulated devices, one file each.
+#![forbid(unsafe_code)]
+
+pub mod pci;
+pub mod virtio;

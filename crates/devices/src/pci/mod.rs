@@ -1,0 +1,5 @@
+//! PCI: configuration space, interrupts, DMA and the root bus.
+
+mod dma;
+
+pub use dma::{DmaError, DmaMemory, DmaResult};
