@@ -4,11 +4,13 @@
 
 use std::mem::offset_of;
 
+use engine::{Segment, seg};
 use iced_x86::{Code as Op, Instruction, Mnemonic};
 
 use super::address::Address;
 use super::block::{Cold, Translator};
 use super::check::Flags;
+use super::classify::Unit;
 use super::emit::{Mem, R10, R11, RCX, RSP};
 use crate::cache::Stubs;
 use crate::cpu::{ARITHMETIC_FLAGS, Cpu, Jit, SystemMsrs, flag};
@@ -42,7 +44,7 @@ fn rflags() -> Mem {
 
 /// Whether the in-line form neither reads nor changes arithmetic flags.
 pub fn ignores_flags(insn: &Instruction) -> bool {
-    matches!(insn.mnemonic(), Mnemonic::Rdtsc | Mnemonic::Rdtscp)
+    matches!(insn.mnemonic(), Mnemonic::Rdtsc | Mnemonic::Rdtscp | Mnemonic::Swapgs)
 }
 
 impl Translator<'_> {
@@ -59,8 +61,48 @@ impl Translator<'_> {
             }
             Op::Pushfq if self.mode.is64() => self.push_flags(),
             Op::Popfq if self.mode.is64() && !self.mode.step() => self.pop_flags(insn),
+            Op::Swapgs if self.mode.kernel64() => self.swap_gs(),
+            Op::Ldmxcsr_m32 | Op::VEX_Vldmxcsr_m32 => return self.load_mxcsr(insn, live),
             _ => return false,
         }
+        true
+    }
+
+    /// SWAPGS at CPL 0; leaves flags alone.
+    fn swap_gs(&mut self) {
+        let base = Mem::field(
+            offset_of!(Cpu, segments) + seg::GS * size_of::<Segment>() + offset_of!(Segment, base),
+        );
+        let other = Mem::field(offset_of!(Cpu, msr) + offset_of!(SystemMsrs, kernel_gs_base));
+        self.code.load(R10, base);
+        self.code.load(R11, other);
+        self.code.store(base, R11);
+        self.code.store(other, R10);
+    }
+
+    /// LDMXCSR of a value without reserved bits; the host's MXCSR is the guest's.
+    fn load_mxcsr(&mut self, insn: &Instruction, live: bool) -> bool {
+        let unit = if insn.code() == Op::Ldmxcsr_m32 { Unit::Sse } else { Unit::Avx };
+        let address = Address::of(insn, self.mode);
+        if !self.mode.is64() || !self.mode.allows(unit) {
+            return false;
+        }
+        let start = self.code.here();
+        if live {
+            self.save_flags();
+        }
+        let flags = if live { Flags::Saved } else { Flags::Dead };
+        let disp = self.check(start, &address, 4, false, flags);
+        // test dword [r10 + disp], imm32
+        self.code.rm(None, false, &[0xf7], 0, Mem::at(R10, disp));
+        self.code.raw(&0xffff_0000u32.to_le_bytes());
+        let reserved = self.code.jcc(JNE);
+        let number = self.system_number(insn);
+        self.cold.push(Cold::System { jumps: vec![reserved], restore_flags: live, number });
+        if live {
+            self.restore_flags();
+        }
+        self.code.rm(None, false, &[0x0f, 0xae], 2, Mem::at(R10, disp));
         true
     }
 
