@@ -30,6 +30,9 @@ pub fn known(insn: &Instruction) -> bool {
             | Mnemonic::Sti
             | Mnemonic::Pushfq
             | Mnemonic::Popfq
+            | Mnemonic::Swapgs
+            | Mnemonic::Ldmxcsr
+            | Mnemonic::Vldmxcsr
     )
 }
 
