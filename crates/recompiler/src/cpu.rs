@@ -121,6 +121,8 @@ pub struct Jit {
     pub saved_rcx: u64,
     /// A register that an instruction borrows.
     pub spill: u64,
+    /// Nonzero: the upper half of some YMM register is not 0.
+    pub upper_used: u32,
     /// Nonzero: a maskable interrupt waits for RFLAGS.IF.
     pub waiting: u32,
     /// Arithmetic flags at the last entry or exit: SF ZF AF PF CF in bits 8–15 as LAHF has them,

@@ -40,6 +40,7 @@ impl Stubs {
 /// Host registers that a callee must preserve (System V ABI).
 const SAVED: [u8; 6] = [3, 5, 12, 13, 14, 15];
 const RAX: u8 = 0;
+const JNE: u8 = 5;
 
 /// Emits the fixed code. `avx`: the host has AVX, so the guest may have it too.
 pub fn emit(avx: bool) -> (Code, Stubs) {
@@ -74,8 +75,27 @@ fn emit_enter(code: &mut Code, avx: bool) {
     // stmxcsr / ldmxcsr: 0F AE /3 and /2.
     code.rm(None, false, &[0x0f, 0xae], 3, Stubs::jit(offset_of!(Jit, host_mxcsr)));
     code.rm(None, false, &[0x0f, 0xae], 2, Mem::field(offset_of!(Cpu, mxcsr)));
-    for n in 0..16 {
-        vector(code, avx, 0x10, 0x6f, n);
+    if avx {
+        // With all upper halves 0 only the lower ones are loaded: the CPU then knows that the
+        // upper halves are clean, and the guest's SSE code does not have to merge into them.
+        // cmp dword upper, 0; jne to the full loads
+        code.cmp_mem_imm(Stubs::jit(offset_of!(Jit, upper_used)), 0);
+        let used = code.jcc(JNE);
+        for n in 0..16 {
+            vector(code, false, 0x10, 0x6f, n);
+        }
+        let done = code.jmp();
+        let here = code.here();
+        code.fix(used, here);
+        for n in 0..16 {
+            vector(code, true, 0x10, 0x6f, n);
+        }
+        let here = code.here();
+        code.fix(done, here);
+    } else {
+        for n in 0..16 {
+            vector(code, false, 0x10, 0x6f, n);
+        }
     }
     // OF comes back by an addition that overflows if AL is 1, the other flags by SAHF.
     code.load32(RAX, Stubs::jit(offset_of!(Jit, flags)));
@@ -102,6 +122,15 @@ fn emit_exit(code: &mut Code, avx: bool) {
         vector(code, avx, 0x11, 0x7f, n);
     }
     if avx {
+        // vorps ymm0, ymm0, ymmN for all N; vextractf128 xmm0, ymm0, 1; vptest xmm0, xmm0
+        for n in 1..16u8 {
+            code.raw(&[0xc4, 0x01 | ((n >> 3 ^ 1) & 1) << 5 | 0xc0, 0x7c, 0x56, 0xc0 | n & 7]);
+        }
+        code.raw(&[0xc4, 0xe3, 0x7d, 0x19, 0xc0, 1]);
+        code.raw(&[0xc4, 0xe2, 0x79, 0x17, 0xc0]);
+        // setne al; movzx eax, al
+        code.raw(&[0x0f, 0x95, 0xc0, 0x0f, 0xb6, 0xc0]);
+        code.store_sized(Stubs::jit(offset_of!(Jit, upper_used)), RAX, 4);
         // vzeroupper: Rust code must not pay for dirty upper halves.
         code.raw(&[0xc5, 0xf8, 0x77]);
     }

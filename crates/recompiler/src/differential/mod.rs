@@ -127,6 +127,7 @@ fn run_guest(
     cpu.gpr = state.gpr;
     cpu.rflags = 2 | state.flags;
     cpu.vectors = state.vectors;
+    cpu.jit.upper_used = 1;
     cpu.mxcsr = state.mxcsr;
     cpu.rip = CODE + sequence.start;
     cpu.activity = Activity::Running;

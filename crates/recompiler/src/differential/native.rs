@@ -72,6 +72,7 @@ impl Native {
         cpu.gpr = state.gpr;
         cpu.rflags = 2 | state.flags;
         cpu.vectors = state.vectors;
+        cpu.jit.upper_used = 1;
         cpu.mxcsr = state.mxcsr;
         cpu.jit.value = target;
         cpu.jit.page_mask = leave;

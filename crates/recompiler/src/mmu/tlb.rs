@@ -10,7 +10,7 @@
 use memory::PAGE_SIZE;
 
 /// Entries in a class; direct mapped by the low bits of the page number.
-pub const ENTRIES: usize = 1024;
+pub const ENTRIES: usize = 4096;
 
 /// Which accesses a translation is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

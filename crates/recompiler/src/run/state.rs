@@ -122,6 +122,7 @@ impl SoftVcpu {
         let cpu: &mut Cpu = &mut self.cpu;
         cpu.apic.restore(state.apic_base, &state.apic).map_err(engine::Error::State)?;
         cpu.mxcsr = mxcsr;
+        cpu.jit.upper_used = 1;
         for (n, v) in cpu.vectors.iter_mut().enumerate() {
             let (low, high) = (XMM + 16 * n, YMM_HIGH + 16 * n);
             *v = [word(low), word(low + 8), word(high), word(high + 8)];

@@ -257,6 +257,9 @@ fn xrstor(cpu: &mut Cpu, insn: &Instruction) -> Exec<Flow> {
         }
         image.load();
     }
+    if asked & present & AVX != 0 {
+        cpu.jit.upper_used = 1;
+    }
     for n in 0..count {
         let parts = [(SSE, 0, XMM), (AVX, 2, YMM_HIGH)];
         for (component, word, at) in parts {

@@ -59,6 +59,7 @@ fn read(cpu: &Cpu, register: Register) -> Vector {
 fn write(cpu: &mut Cpu, register: Register, value: &Vector, len: usize) {
     let mut value = *value;
     value[len..].fill(0);
+    cpu.jit.upper_used = 1;
     for (to, from) in cpu.vectors[register.number() & 15].iter_mut().zip(value.chunks_exact(8)) {
         *to = value_of(from);
     }
