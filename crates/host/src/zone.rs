@@ -11,7 +11,6 @@ fn offset_at(time: libc::time_t) -> i64 {
     // SAFETY: tm is plain data for which zeros are valid; both pointers are valid for the call.
     unsafe {
         let mut local: libc::tm = std::mem::zeroed();
-        libc::tzset();
         if libc::localtime_r(&raw const time, &raw mut local).is_null() { 0 } else { local.tm_gmtoff }
     }
 }
