@@ -58,6 +58,9 @@ pub trait Device: Send + Sync {
     /// Stops taking new work and waits for what is in flight.
     fn drain(&self) {}
 
+    /// Takes work again after [`Device::drain`].
+    fn resume(&self) {}
+
     /// The device's state, after [`Device::drain`].
     fn save(&self) -> Result<SavedState, StateError>;
 

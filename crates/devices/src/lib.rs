@@ -1,5 +1,12 @@
 //! Emulated devices, one file each.
 #![forbid(unsafe_code)]
 
+pub mod chipset;
 pub mod pci;
+mod registry;
 pub mod virtio;
+
+pub use registry::{
+    Build, BuildContext, BuildError, DeviceEntry, DoorbellAddress, Doorbells, NoDoorbells, find, help, keys,
+    registry,
+};

@@ -3,3 +3,7 @@
 
 pub mod block;
 pub mod net;
+pub mod tty;
+mod zone;
+
+pub use zone::local_utc_offset;

@@ -1,6 +1,10 @@
 //! Virtio devices (VIRTIO 1.2): the queue, the transitional PCI transport, and one file a device.
 
+pub mod block;
+pub mod net;
 mod queue;
+#[cfg(test)]
+mod test_driver;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -26,7 +27,7 @@ enum Event {
 
 /// Wakes one thread. A call while it does not wait is not lost.
 pub struct Waker {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     pending: AtomicBool,
 }
 
@@ -34,13 +35,18 @@ impl Waker {
     /// A waker for one thread.
     pub fn new() -> io::Result<Self> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { fd, pending: AtomicBool::new(false) })
+        Ok(Self { fd: Arc::new(fd), pending: AtomicBool::new(false) })
+    }
+
+    /// The eventfd behind it: whoever writes to it wakes the thread as well.
+    pub fn fd(&self) -> Arc<OwnedFd> {
+        self.fd.clone()
     }
 
     /// Wakes the thread.
     pub fn wake(&self) {
         if !self.pending.swap(true, Ordering::SeqCst) {
-            let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
+            let _ = rustix::io::write(&*self.fd, &1u64.to_ne_bytes());
         }
     }
 
@@ -60,7 +66,7 @@ impl Waker {
     }
 
     fn poll(&self, backend: Option<(&dyn NetBackend, Event)>) -> io::Result<Ready> {
-        let own = PollFd::new(&self.fd, PollFlags::IN);
+        let own = PollFd::new(&*self.fd, PollFlags::IN);
         let result = match backend {
             None => {
                 let mut fds = [own];
@@ -87,7 +93,7 @@ impl Waker {
         if woken {
             // In this order: a wake-up in between writes again, and we look at the work after.
             self.pending.store(false, Ordering::SeqCst);
-            let _ = rustix::io::read(&self.fd, &mut [0; 8]);
+            let _ = rustix::io::read(&*self.fd, &mut [0; 8]);
         }
         Ok(Ready { woken, backend: !other.is_empty() })
     }
@@ -96,7 +102,6 @@ impl Waker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
     use std::sync::mpsc;
 
     #[test]

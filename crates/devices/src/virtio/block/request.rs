@@ -43,14 +43,14 @@ pub(super) enum Status {
 }
 
 /// What the device and its driver agreed on, as far as requests depend on it.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Terms {
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Terms<'a> {
     pub read_only: bool,
     pub discard: bool,
     pub write_zeroes: bool,
     /// Writes are durable when they complete.
     pub write_through: bool,
-    pub serial: String,
+    pub serial: &'a str,
 }
 
 /// A request, ready to run.
@@ -118,7 +118,7 @@ fn u64_at(data: &[u8], at: usize) -> u64 {
 impl Request {
     /// Reads the request; `None` if there is no whole header or no room for a status, so that the
     /// driver can't even be told.
-    pub fn parse(readable: &[GuestSlice], writable: &[GuestSlice], terms: &Terms) -> Option<Self> {
+    pub fn parse(readable: &[GuestSlice], writable: &[GuestSlice], terms: &Terms<'_>) -> Option<Self> {
         let mut header = [0; HEADER];
         if copy_out(readable, &mut header) < HEADER {
             return None;
@@ -167,7 +167,7 @@ impl Request {
     }
 
     /// The ranges of a discard or write-zeroes request (5.2.6.1 and 5.2.6.2).
-    fn ranges(payload: &[GuestSlice], terms: &Terms, discard: bool) -> Work {
+    fn ranges(payload: &[GuestSlice], terms: &Terms<'_>, discard: bool) -> Work {
         let len = total(payload);
         let count = len / RANGE as u64;
         if terms.read_only || count == 0 || count > u64::from(MAX_RANGES) || !len.is_multiple_of(RANGE as u64)
@@ -204,8 +204,8 @@ mod tests {
     use super::*;
     use memory::{Backing, GuestMemory};
 
-    fn terms() -> Terms {
-        Terms { discard: true, write_zeroes: true, serial: "S".into(), ..Terms::default() }
+    fn terms() -> Terms<'static> {
+        Terms { discard: true, write_zeroes: true, serial: "S", ..Terms::default() }
     }
 
     fn ram() -> GuestMemory {

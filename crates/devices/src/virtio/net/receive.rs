@@ -86,9 +86,13 @@ impl Receiver {
         }
     }
 
-    /// Buffers taken from the ring and not used: these were the last to be taken.
-    pub fn held(&self) -> usize {
-        self.held.len()
+    /// Forgets the buffers taken from the ring and not used, which were the last to be taken;
+    /// returns how many.
+    pub fn release(&mut self) -> u16 {
+        let count = self.held.len() as u16;
+        self.held.clear();
+        (self.room, self.pieces) = (0, 0);
+        count
     }
 
     /// Receives one frame; `pop` takes the next buffer from the ring.
@@ -296,7 +300,21 @@ mod tests {
         bench.add(1, 1000);
         let Ok(Step::Frame(used)) = bench.step(&mut receiver) else { panic!() };
         assert_eq!(bench.bytes(&used), expected(12, 2500, 3));
-        assert_eq!(receiver.held(), 0);
+        assert_eq!(receiver.release(), 0);
+    }
+
+    #[test]
+    fn released_buffers_are_told_and_a_waiting_frame_is_kept() {
+        let mut bench = Bench::new();
+        let mut receiver = Receiver::new(12, true, 60000, 64);
+        bench.add(2, 1000);
+        bench.peer.send(&frame(12, 2500)).unwrap();
+        assert_eq!(bench.step(&mut receiver), Ok(Step::Starved));
+        assert_eq!(receiver.release(), 2);
+        bench.add(3, 1000);
+        let Ok(Step::Frame(used)) = bench.step(&mut receiver) else { panic!() };
+        assert_eq!(used, [(2, 1000), (3, 1000), (4, 512)]);
+        assert_eq!(bench.bytes(&used), expected(12, 2500, 3));
     }
 
     #[test]
