@@ -62,6 +62,9 @@ const LEAF7_ECX: u32 = bits(&[8, 9, 10, 22]);
 const UMIP: u32 = bits(&[2]);
 /// Leaf 7 EDX: spec_ctrl stibp arch_capabilities ssbd.
 const LEAF7_EDX: u32 = bits(&[26, 27, 29, 31]);
+/// Leaf 7.2 EDX: bhi_ctrl. With it guests set one bit of SPEC_CTRL once where they would else
+/// clear the branch history on every system call.
+const LEAF7_2_EDX: u32 = bits(&[4]);
 /// 80000001 ECX: lahf abm 3dnowprefetch.
 const EXTENDED_ECX: u32 = bits(&[0, 5, 8]);
 /// 80000001 EDX: syscall nx pdpe1gb rdtscp lm.
@@ -78,6 +81,7 @@ pub(super) struct Masks {
     pub leaf7_ebx_always: u32,
     pub leaf7_ecx: u32,
     pub leaf7_edx: u32,
+    pub leaf7_2_edx: u32,
     pub extended_ecx: u32,
     pub extended_edx: u32,
     pub xsave_features: u32,
@@ -94,6 +98,7 @@ impl Masks {
             leaf7_ebx_always: LEAF7_EBX_ALWAYS,
             leaf7_ecx: LEAF7_ECX | when(features.umip, UMIP),
             leaf7_edx: when(features.confines_speculation, LEAF7_EDX),
+            leaf7_2_edx: when(features.confines_speculation, LEAF7_2_EDX),
             extended_ecx: EXTENDED_ECX,
             extended_edx: EXTENDED_EDX,
             xsave_features: when(features.xsave_variants, XSAVE_VARIANTS),

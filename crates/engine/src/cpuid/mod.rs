@@ -112,13 +112,19 @@ impl CpuidTable {
     /// Leaf 7: structured features.
     fn structured(&mut self, masks: &Masks) {
         let h = host_or_zero(7, 0);
+        let controls = if is_intel() { masks.leaf7_2_edx } else { 0 };
         let answer = CpuidLeaf {
-            eax: 0,
+            // The last sub-leaf.
+            eax: if controls != 0 { 2 } else { 0 },
             ebx: h.ebx & masks.leaf7_ebx | masks.leaf7_ebx_always,
             ecx: h.ecx & masks.leaf7_ecx,
             edx: if is_intel() { masks.leaf7_edx } else { 0 },
         };
         self.put(7, 0, answer);
+        if controls != 0 {
+            self.put(7, 1, CpuidLeaf::default());
+            self.put(7, 2, CpuidLeaf { edx: controls, ..CpuidLeaf::default() });
+        }
     }
 
     /// Leaf Dh: the standard format with x87, SSE and AVX.

@@ -337,7 +337,8 @@ fn checked(cpu: &Cpu, msr: u32, value: u64) -> Exec<Option<u64>> {
         MISC_ENABLE => {
             return Ok(Some(value & !MISC_ENABLE_READ_ONLY | MISC_ENABLE_READ_ONLY));
         }
-        SPEC_CTRL => value & !7 == 0,
+        // IBRS, STIBP, SSBD, BHI_DIS_S.
+        SPEC_CTRL => value & !0x407 == 0,
         // There is no branch record, no branch single-step, no CPUID faulting.
         DEBUGCTL | MISC_FEATURES_ENABLES | XSS => value == 0,
         MCG_STATUS => value & !7 == 0,
