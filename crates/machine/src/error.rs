@@ -23,10 +23,10 @@ pub enum Error {
     #[error(transparent)]
     Firmware(#[from] firmware::Error),
     /// The engine refuses.
-    #[error("engine {name}: {source}")]
+    #[error("{at}: {source}")]
     Engine {
-        /// Its name.
-        name: &'static str,
+        /// The option that chose it.
+        at: config::Origin,
         /// Why.
         source: engine::Error,
     },

@@ -3,7 +3,8 @@
 use std::io::Write;
 use std::sync::{Arc, OnceLock, PoisonError};
 
-use bus::{Device, PowerEvent, PowerSwitch};
+use bus::{Device, EventLoop, PowerEvent, PowerSwitch, Timers};
+use devices::chipset::{Interrupts, Uart};
 use engine::Vcpu;
 
 use crate::Result;
@@ -58,6 +59,12 @@ pub struct Machine {
     pub pinning: Pinning,
     /// Everything that may have work in flight.
     pub devices: Vec<Arc<dyn Device>>,
+    /// The serial ports, whose last words are still to be said.
+    pub uarts: Vec<Arc<Uart>>,
+    /// The wiring, which holds the VM until it is told to let go.
+    pub interrupts: Arc<Interrupts>,
+    /// Threads that devices need until the end.
+    pub services: (Arc<Timers>, Arc<EventLoop>),
 }
 
 /// Runs the machine until a power event; the answer is bhyve's exit status.
@@ -69,6 +76,11 @@ pub fn run(machine: Machine, restore_terminal: fn()) -> Result<u8> {
     for device in &machine.devices {
         device.drain();
     }
+    for backend in machine.uarts.iter().filter_map(|uart| uart.backend()) {
+        backend.flush();
+    }
+    machine.interrupts.disconnect();
+    drop(machine.services);
     restore_terminal();
     for text in complaints.lock().unwrap_or_else(PoisonError::into_inner).iter() {
         let _ = writeln!(std::io::stderr(), "bhyve: {text}");

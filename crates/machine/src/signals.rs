@@ -1,16 +1,16 @@
-//! Signals of the process: SIGTERM is the power button once the guest listens to it; whatever
-//! ends the process first gives the terminal back.
+//! SIGTERM is the power button once the guest listens to it. The other signals that end a process
+//! have their usual effect; the terminal back end gives the terminal back first.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::consts::SIGTERM;
 use signal_hook::iterator::{Handle, Signals};
 use signal_hook::low_level::emulate_default_handler;
 
 use crate::{Error, Result};
 
-/// What signals do to the machine.
+/// What SIGTERM does to the machine.
 pub trait Reaction: Send + Sync {
     /// Presses the power button, if the guest has turned ACPI on; the answer is whether it has.
     fn power_button(&self) -> bool;
@@ -24,22 +24,18 @@ pub struct Watch {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Starts to watch. A signal that the parent had ignored, as nohup(1) does, stays ignored.
+/// Starts to watch.
 pub fn watch(reaction: Arc<dyn Reaction>) -> Result<Watch> {
-    let ignored = ignored_mask(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
-    let wanted = [SIGHUP, SIGINT, SIGQUIT].into_iter().filter(|s| ignored & signal_bit(*s) == 0);
-    let mut signals =
-        Signals::new(wanted.chain([SIGTERM])).map_err(Error::host("cannot watch for signals"))?;
+    let mut signals = Signals::new([SIGTERM]).map_err(Error::host("cannot watch for SIGTERM"))?;
     let handle = signals.handle();
     let thread = std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || {
             for signal in signals.forever() {
-                if signal == SIGTERM && reaction.power_button() {
-                    continue;
+                if !reaction.power_button() {
+                    reaction.before_end();
+                    let _ = emulate_default_handler(signal);
                 }
-                reaction.before_end();
-                let _ = emulate_default_handler(signal);
             }
         })
         .map_err(Error::host("cannot start a thread"))?;
@@ -55,26 +51,29 @@ impl Drop for Watch {
     }
 }
 
-fn signal_bit(signal: i32) -> u64 {
-    u32::try_from(signal - 1).ok().and_then(|n| 1u64.checked_shl(n)).unwrap_or(0)
-}
-
-/// The `SigIgn` line of proc(5)'s status file.
-fn ignored_mask(status: &str) -> u64 {
-    let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::{Mutex, mpsc};
+
+    struct Presses(Mutex<mpsc::Sender<()>>);
+
+    impl Reaction for Presses {
+        fn power_button(&self) -> bool {
+            self.0.lock().unwrap().send(()).is_ok()
+        }
+        fn before_end(&self) {}
+    }
 
     #[test]
-    fn ignored_signals_are_read_from_the_status_file() {
-        let status = "Name:\tx\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\nSigCgt:\t0\n";
-        let mask = ignored_mask(status);
-        assert_ne!(mask & signal_bit(SIGHUP), 0);
-        assert_eq!(mask & (signal_bit(SIGINT) | signal_bit(SIGTERM)), 0);
-        assert_eq!(ignored_mask(""), 0);
+    fn sigterm_presses_the_button_of_a_listening_guest() {
+        let (tx, rx) = mpsc::channel();
+        let watch = watch(Arc::new(Presses(Mutex::new(tx)))).unwrap();
+        for _ in 0..2 {
+            let own = rustix::process::getpid();
+            rustix::process::kill_process(own, rustix::process::Signal::TERM).unwrap();
+            rx.recv_timeout(std::time::Duration::from_secs(60)).unwrap();
+        }
+        drop(watch);
     }
 }

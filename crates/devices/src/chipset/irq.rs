@@ -11,6 +11,7 @@ use bus::{InterruptController, IrqLine, IrqSink, Msi, MsiSink};
 
 use super::ioapic::Ioapic;
 use super::pic::Pic;
+use crate::pci::PirqRouter;
 
 /// Number of global system interrupts: 16 ISA IRQs and 16 inputs for PCI INTx.
 pub const GSIS: u32 = 32;
@@ -101,17 +102,6 @@ impl Interrupts {
         IrqLine::new(Arc::new(Input { wiring: self.clone(), gsi, asserted: Mutex::new(false) }), gsi)
     }
 
-    /// Routes PIRQ `pirq` (0 = A) to the PIC's `irq`, or to nothing.
-    pub fn set_pirq(&self, pirq: u8, irq: Option<u8>) {
-        let mut lines = self.lock();
-        let Some(slot) = lines.pirq.get_mut(usize::from(pirq)) else { return };
-        let old = std::mem::replace(slot, irq.filter(|irq| *irq < 16));
-        let new = *slot;
-        for irq in [old, new].into_iter().flatten() {
-            self.pic.set_irq(irq, lines.pic_level(irq));
-        }
-    }
-
     fn lock(&self) -> MutexGuard<'_, Lines> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -138,6 +128,19 @@ impl Interrupts {
             0 => self.ioapic.set_pin(TIMER_PIN, after),
             TIMER_PIN => {}
             _ => self.ioapic.set_pin(gsi, after),
+        }
+    }
+}
+
+impl PirqRouter for Interrupts {
+    /// Routes PIRQ `pirq` (0 = A) to the PIC's `irq`, or to nothing.
+    fn set_pirq(&self, pirq: u8, irq: Option<u8>) {
+        let mut lines = self.lock();
+        let Some(slot) = lines.pirq.get_mut(usize::from(pirq)) else { return };
+        let old = std::mem::replace(slot, irq.filter(|irq| *irq < 16));
+        let new = *slot;
+        for irq in [old, new].into_iter().flatten() {
+            self.pic.set_irq(irq, lines.pic_level(irq));
         }
     }
 }

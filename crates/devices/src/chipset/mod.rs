@@ -64,7 +64,8 @@ pub struct Chipset {
 
 impl Chipset {
     /// Makes the devices and claims their ports and memory on `bus`. CF9 is left to the PCI
-    /// configuration ports around it, which pass it to [`Pm::write_reset_control`].
+    /// configuration ports around it: `Pm` is their `ResetControl`, and `Interrupts` the ISA
+    /// bridge's `PirqRouter`.
     pub fn new(
         bus: &Bus,
         timers: &Timers,

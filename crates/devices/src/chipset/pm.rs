@@ -10,6 +10,7 @@ use bus::{
 use serde::{Deserialize, Serialize};
 
 use super::access::{BytePorts, claim_ports, read_registers, write_registers};
+use crate::pci::ResetControl;
 
 /// Where the block is unless firmware moves it.
 pub const PM_BASE: u16 = 0x400;
@@ -173,15 +174,15 @@ impl Pm {
     pub fn acpi_enabled(&self) -> bool {
         self.lock().acpi()
     }
+}
 
-    /// Reads the reset control register (CF9).
-    pub fn read_reset_control(&self) -> u8 {
+impl ResetControl for Pm {
+    fn read(&self) -> u8 {
         self.lock().reset_control
     }
 
-    /// Writes the reset control register (CF9): bit 2 going up resets, in whatever way the other
-    /// bits choose.
-    pub fn write_reset_control(&self, value: u8) {
+    /// Bit 2 going up resets, in whatever way the other bits choose.
+    fn write(&self, value: u8) {
         let rose = {
             let mut state = self.lock();
             let old = std::mem::replace(&mut state.reset_control, value & RESET_WRITABLE);
@@ -288,14 +289,14 @@ mod tests {
 
     fn word(pm: &Pm, offset: u64) -> u16 {
         let mut data = [0; 2];
-        pm.read(offset, &mut data);
+        BusDevice::read(pm, offset, &mut data);
         u16::from_le_bytes(data)
     }
 
     #[test]
     fn the_power_button_raises_sci_until_cleared() {
         let (pm, probe, _) = pm();
-        pm.write(PM1_ENABLE, &0xffff_u16.to_le_bytes());
+        BusDevice::write(&*pm, PM1_ENABLE, &0xffff_u16.to_le_bytes());
         assert_eq!(word(&pm, PM1_ENABLE), 0x120);
         pm.power_button();
         assert!(!pm.acpi_enabled() && probe.take_irqs().iter().all(|i| !i.1));
@@ -303,7 +304,7 @@ mod tests {
         assert!(pm.acpi_enabled());
         assert_eq!(probe.take_irqs(), [(9, true)]);
         assert_eq!(word(&pm, PM1_STATUS), 0x100);
-        pm.write(PM1_STATUS, &0x100_u16.to_le_bytes());
+        BusDevice::write(&*pm, PM1_STATUS, &0x100_u16.to_le_bytes());
         assert_eq!(probe.take_irqs(), [(9, false)]);
         pm.write_port(SMI_COMMAND, ACPI_DISABLE);
         assert!(!pm.acpi_enabled());
@@ -312,21 +313,21 @@ mod tests {
     #[test]
     fn s5_powers_off_and_other_sleep_types_do_not() {
         let (pm, _, power) = pm();
-        pm.write(PM1_CONTROL, &(1u16 << 13 | 1 << 10).to_le_bytes());
+        BusDevice::write(&*pm, PM1_CONTROL, &(1u16 << 13 | 1 << 10).to_le_bytes());
         assert_eq!(power.event(), None);
         assert_eq!(word(&pm, PM1_CONTROL), 1 << 10);
-        pm.write(PM1_CONTROL, &(5u16 << 10).to_le_bytes());
+        BusDevice::write(&*pm, PM1_CONTROL, &(5u16 << 10).to_le_bytes());
         assert_eq!(power.event(), None);
-        pm.write(PM1_CONTROL + 1, &[0x34]);
+        BusDevice::write(&*pm, PM1_CONTROL + 1, &[0x34]);
         assert_eq!(power.event(), Some(PowerEvent::PowerOff));
     }
 
     #[test]
     fn only_a_rising_bit_2_resets() {
         let (pm, _, power) = pm();
-        pm.write_reset_control(0x02);
-        assert_eq!((pm.read_reset_control(), power.event()), (0x02, None));
-        pm.write_reset_control(0x06);
+        ResetControl::write(&*pm, 0x02);
+        assert_eq!((ResetControl::read(&*pm), power.event()), (0x02, None));
+        ResetControl::write(&*pm, 0x06);
         assert_eq!(power.event(), Some(PowerEvent::Reset));
     }
 
@@ -335,7 +336,7 @@ mod tests {
         let (pm, ..) = pm();
         let read = || {
             let mut data = [0; 4];
-            pm.read(PM_TIMER, &mut data);
+            BusDevice::read(&*pm, PM_TIMER, &mut data);
             u32::from_le_bytes(data)
         };
         let before = read();
@@ -350,13 +351,13 @@ mod tests {
     fn events_have_their_own_enable_bits() {
         let (pm, probe, _) = pm();
         pm.write_port(SMI_COMMAND, ACPI_ENABLE);
-        pm.write(GPE0 + 1, &[0xff]);
+        BusDevice::write(&*pm, GPE0 + 1, &[0xff]);
         pm.general_event(0);
         pm.general_event(7);
         pm.general_event(200);
         assert_eq!(word(&pm, GPE0), 0x0101);
         assert!(probe.take_irqs().last().unwrap().1);
-        pm.write(GPE0, &[1]);
+        BusDevice::write(&*pm, GPE0, &[1]);
         assert!(!probe.take_irqs().last().unwrap().1);
     }
 
@@ -364,7 +365,7 @@ mod tests {
     fn state_survives_and_hostile_accesses_do_no_harm() {
         let (pm, ..) = pm();
         pm.write_port(SMI_COMMAND, ACPI_ENABLE);
-        pm.write(PM1_ENABLE, &[0x20, 1]);
+        BusDevice::write(&*pm, PM1_ENABLE, &[0x20, 1]);
         pm.power_button();
         let strip = |s: SavedState| State { timer_start: 0, ..s.decode(VERSION).unwrap() };
         let saved = pm.save().unwrap();

@@ -228,6 +228,11 @@ impl ConfigSpace {
         Ok(offset)
     }
 
+    /// Where the next capability will be.
+    pub fn next_capability(&self) -> usize {
+        self.end
+    }
+
     /// The base address registers.
     pub fn bars(&self) -> &[Bar] {
         &self.bars

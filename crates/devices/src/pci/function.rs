@@ -285,6 +285,11 @@ impl FunctionBuilder {
         self.capability(EXPRESS_ID, &body, &[])
     }
 
+    /// Where the next capability will be.
+    pub fn next_capability(&self) -> u16 {
+        self.space.next_capability() as u16
+    }
+
     /// Adds any other capability: the bytes after id and pointer, and which bits can be written.
     pub fn capability(mut self, id: u8, body: &[u8], mask: &[u8]) -> Result<Self, LayoutError> {
         self.space.add_capability(id, body, mask)?;

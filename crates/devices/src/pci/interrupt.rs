@@ -104,6 +104,19 @@ impl Interrupter {
         }
     }
 
+    /// Raises `vector` by MSI-X, if the guest has enabled that; whether it has. A vector that does
+    /// not exist does nothing.
+    pub fn raise_msix(&self, vector: u16) -> bool {
+        let mut state = self.lock();
+        let Some(table) = state.msix.as_mut().filter(|table| table.enabled()) else { return false };
+        let message = table.raise(vector);
+        drop(state);
+        if let Some(message) = message {
+            self.send(message);
+        }
+        true
+    }
+
     /// Drops INTx. Nothing happens while messages are in use.
     pub fn lower(&self) {
         let mut state = self.lock();

@@ -2,6 +2,7 @@
 
 pub mod block;
 pub mod net;
+pub mod pci;
 mod queue;
 #[cfg(test)]
 mod test_driver;

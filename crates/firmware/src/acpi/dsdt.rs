@@ -143,8 +143,10 @@ fn motherboard(platform: &Platform) -> Code {
     let ranges = [
         ports(0x61, 1),
         ports(0x72, 6),
+        ports(0x80, 1),
         ports(0x84, 1),
-        ports(0xb2, 1),
+        ports(0x92, 1),
+        ports(0xb2, 2),
         ports(0x4d0, 2),
         ports(0x400, 0x10),
         code(&Memory32Fixed::new(true, ecam.base, len)),

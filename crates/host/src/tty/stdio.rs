@@ -65,6 +65,70 @@ mod tests {
         assert_eq!(writable(socket.as_fd()).unwrap().1, Writing::Polled);
     }
 
+    /// Not a test: what the next test runs in another process, on a pty.
+    #[test]
+    #[ignore = "run by its sibling in a process of its own"]
+    fn child() {
+        let Ok(way) = std::env::var("TTY_TEST_WAY_OUT") else { return };
+        let events = Arc::new(EventLoop::start().unwrap());
+        let backend = open(&events).unwrap();
+        backend.write(b"ready");
+        backend.flush();
+        match way.as_str() {
+            "exit" => std::process::exit(3),
+            "abort" => std::process::abort(),
+            "panic" => panic!("on purpose"),
+            "return" => {}
+            _ => std::thread::sleep(std::time::Duration::from_secs(20)),
+        }
+    }
+
+    #[test]
+    fn every_way_out_restores_the_terminal() {
+        use rustix::process::{Pid, Signal, kill_process};
+        use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+        use rustix::termios::{LocalModes, tcgetattr};
+        use std::process::{Command, Stdio};
+
+        let signals =
+            [("hup", Signal::HUP), ("int", Signal::INT), ("quit", Signal::QUIT), ("segv", Signal::SEGV)];
+        for way in ["exit", "abort", "panic", "return", "hup", "int", "quit", "segv"] {
+            let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+            grantpt(&master).unwrap();
+            unlockpt(&master).unwrap();
+            let name = ptsname(&master, Vec::new()).unwrap().into_string().unwrap();
+            let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+            let terminal = rustix::fs::open(name, flags, Mode::empty()).unwrap();
+            let before = tcgetattr(&terminal).unwrap();
+            assert!(before.local_modes.contains(LocalModes::ICANON));
+            let mut child = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "tty::stdio::tests::child", "--ignored", "--nocapture"])
+                .env("TTY_TEST_WAY_OUT", way)
+                .stdin(Stdio::from(terminal.try_clone().unwrap()))
+                .stdout(Stdio::from(terminal.try_clone().unwrap()))
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            let mut output = Vec::<u8>::new();
+            while !output.windows(5).any(|w| w == b"ready") {
+                let mut part = [0; 256];
+                let n = rustix::io::read(&master, &mut part).unwrap();
+                output.extend(&part[..n]);
+            }
+            if let Some((_, signal)) = signals.iter().find(|s| s.0 == way) {
+                let raw = tcgetattr(&terminal).unwrap();
+                assert!(
+                    !raw.local_modes.intersects(LocalModes::ICANON | LocalModes::ISIG | LocalModes::ECHO)
+                );
+                kill_process(Pid::from_child(&child), *signal).unwrap();
+            }
+            let status = child.wait().unwrap();
+            assert_eq!(status.success(), way == "return", "{way}: {status}");
+            let after = tcgetattr(&terminal).unwrap();
+            assert_eq!(format!("{before:?}"), format!("{after:?}"), "{way}");
+        }
+    }
+
     #[test]
     fn only_one_device_gets_stdio() {
         TAKEN.store(true, Ordering::SeqCst);

@@ -299,7 +299,7 @@ impl Stream {
     fn wake_device(&self) {
         let wake = {
             let mut state = self.lock();
-            let room = self.room(&state) >= OUTPUT_LIMIT / 2;
+            let room = Self::room(&state) >= OUTPUT_LIMIT / 2;
             room && std::mem::take(&mut state.starved)
         };
         if let Some(front) = self.front().filter(|_| wake) {
@@ -308,7 +308,7 @@ impl Stream {
     }
 
     /// How many bytes can be taken.
-    fn room(&self, state: &State) -> usize {
+    fn room(state: &State) -> usize {
         match &state.link {
             Some(link) if link.output_open => OUTPUT_LIMIT.saturating_sub(state.pending.len()),
             _ => OUTPUT_LIMIT,
@@ -372,7 +372,7 @@ impl CharBackend for Stream {
             }
             Some(_) => {}
         }
-        let taken = self.room(&state).min(data.len());
+        let taken = Self::room(&state).min(data.len());
         state.pending.extend(data.get(..taken).unwrap_or_default());
         if self.drain(&mut state)
             && let Some(link) = &mut state.link

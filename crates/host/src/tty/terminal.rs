@@ -11,18 +11,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Signals whose default is to end the process, without SIGTERM, SIGKILL and SIGPIPE (ignored in
 /// Rust programs).
-const FATAL: [i32; 10] = [
-    libc::SIGHUP,
-    libc::SIGINT,
-    libc::SIGQUIT,
-    libc::SIGABRT,
-    libc::SIGSEGV,
-    libc::SIGBUS,
-    libc::SIGILL,
-    libc::SIGFPE,
-    libc::SIGSYS,
-    libc::SIGXCPU,
-];
+const FATAL: [i32; 6] =
+    [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGABRT, libc::SIGSYS, libc::SIGXCPU];
+
+/// Signals of faulting instructions. Rust's runtime handles some, and so may an engine.
+const FAULTS: [i32; 4] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE];
+
+/// Who handled each of [`FAULTS`] before.
+static BEFORE: [OnceLock<libc::sigaction>; 4] = [const { OnceLock::new() }; 4];
 
 /// The terminal as it was.
 static SAVED: OnceLock<libc::termios> = OnceLock::new();
@@ -44,6 +40,7 @@ pub(super) fn make_raw() -> std::io::Result<()> {
         // SAFETY: `at_exit` is a plain function that stays loaded.
         unsafe { libc::atexit(at_exit) };
         restore_on_signals(&FATAL);
+        restore_on_faults();
     }
     RAW.store(true, Ordering::SeqCst);
     // SAFETY: `raw` is a valid termios.
@@ -103,4 +100,63 @@ pub fn restore_on_signals(signals: &[i32]) {
 
 fn is_default(action: &libc::sigaction) -> bool {
     action.sa_sigaction == libc::SIG_DFL
+}
+
+/// Restores the terminal when nobody else makes good a fault.
+fn restore_on_faults() {
+    for (signal, before) in FAULTS.into_iter().zip(&BEFORE) {
+        // SAFETY: sigaction is plain data for which zeros are valid; the handler is
+        // async-signal-safe and has the signature that SA_SIGINFO needs.
+        unsafe {
+            let mut old: libc::sigaction = std::mem::zeroed();
+            if libc::sigaction(signal, std::ptr::null(), &raw mut old) != 0 || before.set(old).is_err() {
+                continue;
+            }
+            let mut new: libc::sigaction = std::mem::zeroed();
+            new.sa_sigaction = fault_handler();
+            new.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+            libc::sigaction(signal, &raw const new, std::ptr::null_mut());
+        }
+    }
+}
+
+type FaultHandler = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
+
+fn fault_handler() -> usize {
+    on_fault as FaultHandler as usize
+}
+
+/// Lets the handler from before try. One that gives up has put another in our place and lets the
+/// instruction trap again, which is the time to restore the terminal.
+extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    let before = FAULTS.iter().position(|s| *s == signal).and_then(|i| BEFORE.get(i)?.get());
+    // SAFETY: the action is the one that the kernel would have called, with the arguments that its
+    // flags ask for; the other calls are async-signal-safe.
+    unsafe {
+        match before {
+            Some(old) if is_default(old) || old.sa_sigaction == libc::SIG_IGN => {
+                libc::signal(signal, libc::SIG_DFL);
+            }
+            Some(old) if old.sa_flags & libc::SA_SIGINFO != 0 => {
+                std::mem::transmute::<usize, FaultHandler>(old.sa_sigaction)(signal, info, context);
+            }
+            Some(old) => {
+                std::mem::transmute::<usize, extern "C" fn(libc::c_int)>(old.sa_sigaction)(signal);
+            }
+            None => {
+                libc::signal(signal, libc::SIG_DFL);
+            }
+        }
+        let mut now: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &raw mut now);
+        if now.sa_sigaction == fault_handler() {
+            return;
+        }
+        restore();
+        // Sent by a process rather than raised by an instruction: nothing would trap again.
+        if !info.is_null() && (*info).si_code <= 0 {
+            libc::signal(signal, libc::SIG_DFL);
+            libc::raise(signal);
+        }
+    }
 }
