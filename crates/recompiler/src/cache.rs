@@ -344,6 +344,12 @@ impl CodeCache {
 
     /// Drops everything.
     pub fn clear(&mut self, cpu: &mut Cpu) {
+        self.clear_blocks(cpu);
+        self.reset_jumps(cpu);
+    }
+
+    /// Drops everything but the jump cache, which must not name any block.
+    pub fn clear_blocks(&mut self, cpu: &mut Cpu) {
         self.next = self.start;
         self.blocks.clear();
         self.exits.clear();
@@ -355,7 +361,6 @@ impl CodeCache {
         self.by_gpa.clear();
         cpu.tlb.flush_all();
         cpu.tlb.exec.fill(0);
-        self.reset_jumps(cpu);
     }
 
     /// Empties the jump cache: no tag matches, and what would match by accident leaves.

@@ -21,4 +21,5 @@ mod testing;
 mod translate;
 mod vm;
 
+pub use run::steppers;
 pub use vm::SoftEngine;

@@ -19,8 +19,14 @@ pub struct Shared {
 impl Shared {
     /// For a VM.
     pub fn new(config: VmConfig, services: VmServices) -> Arc<Self> {
+        let shared = Self::unwatched(config, services);
+        shared.services.memory.code().watch(shared.fabric.clone());
+        shared
+    }
+
+    /// Without watching the memory for stores to translated code.
+    pub fn unwatched(config: VmConfig, services: VmServices) -> Arc<Self> {
         let fabric = Arc::new(Fabric::new(config.vcpus, &services.memory));
-        services.memory.code().watch(fabric.clone());
         Arc::new(Self { config, services, fabric })
     }
 }

@@ -44,12 +44,12 @@ impl SoftVcpu {
     }
 
     /// After an instruction with RFLAGS.TF.
-    fn single_step(&mut self) {
+    pub(super) fn single_step(&mut self) {
         self.cpu.dr[6] |= DR6_BS;
         self.raise(Exception::plain(vector::DB));
     }
 
-    fn run_code(&mut self, mut target: u64, mode: Mode) -> Exec<Outcome> {
+    pub(super) fn run_code(&mut self, mut target: u64, mode: Mode) -> Exec<Outcome> {
         loop {
             self.enter(target);
             let argument = self.cpu.jit.exit_arg;

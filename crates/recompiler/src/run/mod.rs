@@ -5,6 +5,7 @@ mod events;
 mod exits;
 mod lookup;
 mod state;
+mod step;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,6 +19,8 @@ use crate::fabric::{Doorstep, Request};
 use crate::shared::Shared;
 use crate::signal::{self, Running};
 use crate::translate::Tools;
+
+pub use step::steppers;
 
 /// One virtual processor of the software engine.
 pub struct SoftVcpu {
@@ -69,8 +72,15 @@ impl SoftVcpu {
     }
 
     pub(crate) fn enter_thread(&mut self) {
-        signal::ensure_alternate_stack();
         signal::block_asynchronous();
+        self.borrow_thread();
+        // Requests that came while nobody looked were not kept.
+        self.clear_cache();
+    }
+
+    /// Makes this thread ready to run translated code.
+    fn borrow_thread(&mut self) {
+        signal::ensure_alternate_stack();
         // SAFETY: GS is unused by Rust and glibc on x86-64 Linux; translated code addresses this
         // vCPU through it on this thread, and the box does not move.
         unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, &raw mut *self.cpu) };
@@ -81,8 +91,6 @@ impl SoftVcpu {
             fault: self.cache.address(self.cache.stubs().exit(ExitKind::Fault)),
         }));
         self.doorstep.set_running(true);
-        // Requests that came while nobody looked were not kept.
-        self.clear_cache();
         self.x87.load();
     }
 
@@ -90,6 +98,13 @@ impl SoftVcpu {
         self.x87.save();
         self.doorstep.set_running(false);
         signal::set_running(None);
+    }
+
+    /// Drops all translations; only for a vCPU that runs in single steps, whose jump cache stays
+    /// empty.
+    fn forget_code(&mut self) {
+        self.cache.clear_blocks(&mut self.cpu);
+        self.epoch += 1;
     }
 
     fn clear_cache(&mut self) {
