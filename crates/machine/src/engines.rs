@@ -6,7 +6,7 @@ use std::sync::Weak;
 
 use config::Tree;
 use devices::{DoorbellAddress, Doorbells};
-use engine::kvm::KvmEngine;
+use engine::KvmEngine;
 use engine::{Choice, Doorbell, Engine, Kind, Vm, Wanted, choose};
 use recompiler::SoftEngine;
 

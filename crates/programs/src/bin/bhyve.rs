@@ -5,13 +5,13 @@ use std::fmt::Display;
 use std::io::Write;
 use std::process::ExitCode;
 
-use config::{Command, EXIT_USAGE, Error, Key, LPC_HELP, Tree, USAGE};
+use config::{Command, EXIT_USAGE, Error, LPC_HELP, Tree, USAGE};
 
 fn main() -> ExitCode {
     match Command::parse(std::env::args_os().skip(1)) {
         Ok(Command::Help) => print(USAGE, ExitCode::SUCCESS),
         Ok(Command::LpcHelp) => print(LPC_HELP, ExitCode::SUCCESS),
-        Ok(Command::DeviceHelp) => print(&device_help(), ExitCode::SUCCESS),
+        Ok(Command::DeviceHelp) => print(&machine::device_help(), ExitCode::SUCCESS),
         Ok(Command::Run(tree)) => run(&tree).unwrap_or_else(|error| fail(&error, error.exit_code())),
         Err(error) => {
             let code = fail(&error, error.exit_code());
@@ -29,8 +29,9 @@ fn run(tree: &Tree) -> Result<ExitCode, Error> {
         // bhyve ends with status 1 here, so that no script takes a printed VM for one that ran.
         return Ok(print(&tree.dump(), ExitCode::from(1)));
     }
-    config::validate(tree, device_keys)?;
-    let unsupported = config::unsupported(tree, device_keys);
+    machine::check_devices(tree)?;
+    config::validate(tree, machine::device_keys)?;
+    let unsupported = config::unsupported(tree, machine::device_keys);
     if let Some(first) = unsupported.first() {
         for error in &unsupported {
             complain(error);
@@ -45,18 +46,11 @@ fn run(tree: &Tree) -> Result<ExitCode, Error> {
 }
 
 /// Runs the VM until it ends.
-fn start(_tree: &Tree) -> ExitCode {
-    fail(&"this build has no machine", config::EXIT_ERROR)
-}
-
-/// The declarations of a PCI device's keys.
-fn device_keys(_device: &str) -> Option<&'static [Key]> {
-    None
-}
-
-/// What `-s help` prints: the PCI devices, each with its keys.
-fn device_help() -> String {
-    String::new()
+fn start(tree: &Tree) -> ExitCode {
+    match machine::run(tree) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => fail(&error, error.exit_code()),
+    }
 }
 
 /// Prints a text. A reader that has seen enough is no error.
