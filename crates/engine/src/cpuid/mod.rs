@@ -9,6 +9,7 @@ mod tsc;
 
 pub use features::{ARCH_CAPABILITIES, EngineFeatures};
 pub use tsc::host_tsc_hz;
+pub(crate) use tsc::ratio;
 
 use features::Masks;
 
