@@ -32,6 +32,10 @@ const MODULES: &[&str] = &[
     "crc32c_generic",
 ];
 
+/// Folders that programs expect.
+const FOLDERS: &[&str] =
+    &["proc", "sys", "dev", "tmp", "root", "mnt", "run", "sbin", "usr/bin", "usr/sbin", "var/log", "var/run"];
+
 /// Describes an initramfs.
 pub struct Initramfs<'a> {
     kernel: &'a Kernel,
@@ -75,7 +79,7 @@ impl<'a> Initramfs<'a> {
         let mut archive = Archive::new();
         archive.file("bin/busybox", 0o755, &busybox);
         archive.symlink("bin/sh", "busybox");
-        for folder in ["proc", "sys", "dev", "tmp", "root", "mnt", "run", "sbin", "usr/bin", "usr/sbin"] {
+        for folder in FOLDERS {
             archive.folder(folder);
         }
         archive.character_device("dev/console", 5, 1);
@@ -116,40 +120,35 @@ fn libraries(listing: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The text of the first process.
+/// The text of the first process. Its standard streams are the console from the start.
 fn init(script: &Script) -> String {
-    let mut text = String::from(
-        "#!/bin/busybox sh\n\
-         /bin/busybox --install -s /bin\n\
-         export PATH=/sbin:/bin:/usr/sbin:/usr/bin HOME=/root TERM=vt102\n\
-         mount -t proc proc /proc\n\
-         mount -t sysfs sys /sys\n\
-         mount -t devtmpfs dev /dev\n",
-    );
+    // Timing is about the VMM and the kernel: nothing is mounted or started before the marker.
+    let marker = format!("#!/bin/busybox sh\necho {MARKER}\n");
+    let mounts = "#!/bin/busybox sh\n\
+                  /bin/busybox --install -s /bin\n\
+                  export PATH=/sbin:/bin:/usr/sbin:/usr/bin HOME=/root TERM=vt102\n\
+                  mount -t proc proc /proc\n\
+                  mount -t sysfs sys /sys\n\
+                  mount -t devtmpfs dev /dev\n";
+    let end = "/bin/busybox sync\n/bin/busybox poweroff -f\n";
     match script {
-        Script::Marker => {
-            text.push_str(&format!("echo {MARKER} >/dev/ttyS0\n"));
-        }
-        Script::Lines(lines) => {
-            text.push_str(lines);
-            text.push('\n');
-        }
-        Script::Shell => {
-            text.push_str(
-                "mkdir -p /dev/pts /dev/shm\n\
-                 mount -t devpts pts /dev/pts\n\
-                 hostname guest\n\
-                 ip link set lo up\n\
-                 while read -r module; do insmod /lib/modules/$module.ko; done </lib/modules/order\n",
-            );
-            // busybox only fills /dev/virtio-ports and the like if asked to.
-            text.push_str(&format!("echo {MARKER} >/dev/ttyS0\n"));
-            text.push_str("cd /root\nsetsid cttyhack sh </dev/ttyS0 >/dev/ttyS0 2>&1\n");
-        }
+        Script::Marker => format!("{marker}{end}"),
+        Script::Lines(lines) => format!("{mounts}{lines}\n{end}"),
+        Script::Shell => format!("{mounts}{}{end}", SHELL.replace("MARKER", MARKER)),
     }
-    text.push_str("sync\npoweroff -f\n");
-    text
 }
+
+/// From mounted file systems to a shell with job control on the first serial port.
+const SHELL: &str = "\
+mkdir -p /dev/pts /dev/shm
+mount -t devpts pts /dev/pts
+hostname guest
+ip link set lo up
+while read -r module; do insmod /lib/modules/$module.ko; done </lib/modules/order
+echo MARKER
+cd /root
+setsid cttyhack sh </dev/ttyS0 >/dev/ttyS0 2>&1
+";
 
 #[cfg(test)]
 mod tests {
