@@ -98,6 +98,24 @@ impl Guest {
         let deadline = Instant::now() + timeout;
         self.wait_marker(timeout)?;
         self.expect("# ", deadline.saturating_duration_since(Instant::now()))?;
+        self.quieten()
+    }
+
+    /// Waits for a login prompt, logs in as root without a password, and makes the shell talk to a
+    /// program.
+    pub fn log_in(&mut self, timeout: Duration) -> Result<()> {
+        let deadline = Instant::now() + timeout;
+        self.expect("login: ", timeout)?;
+        self.type_line("root")?;
+        self.expect("# ", deadline.saturating_duration_since(Instant::now()))?;
+        // A shell without line editing of its own.
+        self.type_line("exec sh")?;
+        self.expect("\n# ", deadline.saturating_duration_since(Instant::now()))?;
+        self.quieten()
+    }
+
+    /// No echo, no prompt, no kernel messages in the output of commands.
+    fn quieten(&mut self) -> Result<()> {
         self.run("stty -echo; PS1=; PS2=; dmesg -n 1")?;
         self.run("true").map(drop)
     }

@@ -16,6 +16,8 @@ pub enum Script {
     Marker,
     /// Runs these lines and powers off.
     Lines(String),
+    /// Loads the drivers, mounts the first disk and hands over to the init on it.
+    Disk,
 }
 
 /// The drivers that a guest of ours wants: virtio, the power button, the disk's file system.
@@ -73,7 +75,7 @@ impl<'a> Initramfs<'a> {
     pub fn build(self, cache: &Cache) -> Result<PathBuf> {
         let busybox = fs::read(busybox(cache)?)?;
         let modules = match self.script {
-            Script::Shell => self.kernel.modules(MODULES)?,
+            Script::Shell | Script::Disk => self.kernel.modules(MODULES)?,
             Script::Marker | Script::Lines(_) => Vec::new(),
         };
         let mut archive = Archive::new();
@@ -134,9 +136,16 @@ fn init(script: &Script) -> String {
     match script {
         Script::Marker => format!("{marker}{end}"),
         Script::Lines(lines) => format!("{mounts}{lines}\n{end}"),
-        Script::Shell => format!("{mounts}{}{end}", SHELL.replace("MARKER", MARKER)),
+        Script::Shell => format!("{mounts}{LOAD}{}{end}", SHELL.replace("MARKER", MARKER)),
+        Script::Disk => format!("{mounts}{LOAD}{DISK}{end}"),
     }
 }
+
+/// Loads the drivers.
+const LOAD: &str = "while read -r module; do insmod /lib/modules/$module.ko; done </lib/modules/order\n";
+
+/// Hands over to the system on the first disk.
+const DISK: &str = "mount -t ext4 /dev/vda /mnt && exec switch_root /mnt /sbin/init\n";
 
 /// From mounted file systems to a shell with job control on the first serial port.
 const SHELL: &str = "\
@@ -144,7 +153,7 @@ mkdir -p /dev/pts /dev/shm
 mount -t devpts pts /dev/pts
 hostname guest
 ip link set lo up
-while read -r module; do insmod /lib/modules/$module.ko; done </lib/modules/order
+if [ -x /etc/rc ]; then . /etc/rc; fi
 echo MARKER
 cd /root
 setsid cttyhack sh </dev/ttyS0 >/dev/ttyS0 2>&1
@@ -166,7 +175,7 @@ mod tests {
 
     #[test]
     fn every_script_ends_with_power_off() {
-        for script in [Script::Shell, Script::Marker, Script::Lines("true".into())] {
+        for script in [Script::Shell, Script::Disk, Script::Marker, Script::Lines("true".into())] {
             assert!(init(&script).ends_with("poweroff -f\n"));
         }
     }
