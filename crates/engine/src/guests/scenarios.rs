@@ -295,10 +295,11 @@ fn stop_counting(rig: &Rig, vm: &SharedVm) -> Box<dyn crate::Vcpu> {
 pub fn kick(engine: &dyn Engine) {
     let rig = Rig::new(engine, 1, code::COUNT);
     let vm = rig.vm(engine);
-    let mut vcpu = stop_counting(&rig, &vm);
+    let vcpu = stop_counting(&rig, &vm);
     let stood_at = rig.result(4);
     // Stays in force.
-    assert_eq!(vcpu.run(), Stop::Stopped);
+    let (stop, vcpu) = Running::start(vec![vcpu]).join().remove(0);
+    assert_eq!(stop, Stop::Stopped);
     assert_eq!(rig.result(4), stood_at);
     vcpu.kicker().resume();
     let running = Running::start(vec![vcpu]);
