@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use bus::{Bus, Clock, InterruptController, MsiSink, PowerSwitch, Timers};
+use bus::{Bus, Clock, InterruptController, Msi, MsiSink, PowerSwitch, Timers};
 use memory::GuestMemory;
 
-use crate::{CpuidTable, VcpuState};
+use crate::{CpuidTable, EngineFeatures, VcpuState};
 
 /// Why an engine can't do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +90,10 @@ pub enum Stop {
 pub trait Engine: Send + Sync {
     /// `kvm` or `soft`.
     fn name(&self) -> &'static str;
+    /// What the engine can give beyond the common baseline, for [`CpuidTable::new`].
+    fn features(&self) -> EngineFeatures {
+        EngineFeatures::default()
+    }
     /// A VM without vCPUs.
     fn new_vm(&self, config: VmConfig, services: VmServices) -> Result<SharedVm>;
 }
@@ -107,6 +111,25 @@ pub trait Vm: MsiSink {
 
     /// Undoes [`Vm::add_doorbell`].
     fn remove_doorbell(&self, address: Doorbell, event: &std::os::fd::OwnedFd) -> Result<()>;
+
+    /// Asks that a signal on `event` sends `msi`, without a thread in between. Called again with the
+    /// same descriptor it replaces the message. Returns false where the engine has no such short cut:
+    /// someone must then wait for the event and call [`MsiSink::signal_msi`].
+    fn add_msi_event(&self, _msi: Msi, _event: &std::os::fd::OwnedFd) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Undoes [`Vm::add_msi_event`].
+    fn remove_msi_event(&self, _event: &std::os::fd::OwnedFd) -> Result<()> {
+        Ok(())
+    }
+
+    /// What the I/O APIC's `pin` sends from now on (`None`: nothing), as the I/O APIC's `on_route`
+    /// tells. Engines whose local APIC is elsewhere must know which vectors are level-triggered: only
+    /// of those they tell [`InterruptController::end_of_interrupt`].
+    fn set_ioapic_route(&self, _pin: u32, _msi: Option<Msi>) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// A VM, shared between the machine and its devices.

@@ -64,6 +64,7 @@ pub fn build(tree: &Tree, signals: &SignalTarget) -> Result<Machine> {
         devices,
         uarts,
         interrupts: core.chipset.interrupts,
+        pci: core.pci,
         services: (core.timers, core.events),
     })
 }

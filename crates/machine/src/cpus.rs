@@ -160,7 +160,7 @@ mod tests {
             if let Some(stop) = self.stop {
                 return stop;
             }
-            self.told.recv_timeout(Duration::from_secs(60)).unwrap();
+            self.told.recv_timeout(Duration::from_mins(1)).unwrap();
             Stop::Stopped
         }
         fn state(&mut self) -> engine::Result<VcpuState> {

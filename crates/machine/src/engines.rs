@@ -6,8 +6,8 @@ use std::sync::Weak;
 
 use config::Tree;
 use devices::{DoorbellAddress, Doorbells};
-use engine::KvmEngine;
-use engine::{Choice, Doorbell, Engine, Kind, Vm, Wanted, choose};
+
+use engine::{Choice, Doorbell, Engine, Kind, KvmEngine, Vm, Wanted, choose};
 use recompiler::SoftEngine;
 
 use crate::{Error, Result};

@@ -33,6 +33,9 @@ const TSS_LIMIT: u32 = 0x67;
 const MTRR_DEF_TYPE: u32 = 0x2ff;
 const MTRR_WRITE_BACK: u64 = 1 << 11 | 6;
 
+/// IA32_TIME_STAMP_COUNTER: writing back what was read would set this vCPU's clock back.
+const TSC: u32 = 0x10;
+
 /// What to boot; paths as the user named them.
 pub struct Kernel {
     path: PathBuf,
@@ -101,7 +104,7 @@ pub fn apply(entry: &Entry, state: &mut VcpuState) {
         state.cr4 = CR4_PAE;
         state.efer = EFER_LME | EFER_LMA;
     }
-    state.msrs.retain(|(index, _)| *index != MTRR_DEF_TYPE);
+    state.msrs.retain(|(index, _)| ![MTRR_DEF_TYPE, TSC].contains(index));
     state.msrs.push((MTRR_DEF_TYPE, MTRR_WRITE_BACK));
 }
 
@@ -127,6 +130,7 @@ mod tests {
     #[test]
     fn long_mode_and_protected_mode_are_complete() {
         let mut state = VcpuState::reset(0);
+        state.msrs = vec![(TSC, 12345)];
         apply(&entry(Mode::Long), &mut state);
         assert_eq!((state.cr0, state.cr4, state.efer, state.cr3), (0x8000_0031, 0x20, 0x500, 0x9000));
         assert_eq!((state.segments[seg::CS].access, state.segments[seg::SS].access), (0xa09b, 0xc093));

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock, PoisonError};
 
 use bus::{Device, EventLoop, PowerEvent, PowerSwitch, Timers};
 use devices::chipset::{Interrupts, Uart};
+use devices::pci::PciBus;
 use engine::Vcpu;
 
 use crate::Result;
@@ -63,6 +64,8 @@ pub struct Machine {
     pub uarts: Vec<Arc<Uart>>,
     /// The wiring, which holds the VM until it is told to let go.
     pub interrupts: Arc<Interrupts>,
+    /// The PCI bus: its windows work only as long as it lives.
+    pub pci: Arc<PciBus>,
     /// Threads that devices need until the end.
     pub services: (Arc<Timers>, Arc<EventLoop>),
 }
@@ -80,7 +83,7 @@ pub fn run(machine: Machine, restore_terminal: fn()) -> Result<u8> {
         backend.flush();
     }
     machine.interrupts.disconnect();
-    drop(machine.services);
+    drop((machine.pci, machine.services));
     restore_terminal();
     for text in complaints.lock().unwrap_or_else(PoisonError::into_inner).iter() {
         let _ = writeln!(std::io::stderr(), "bhyve: {text}");

@@ -72,7 +72,7 @@ mod tests {
         for _ in 0..2 {
             let own = rustix::process::getpid();
             rustix::process::kill_process(own, rustix::process::Signal::TERM).unwrap();
-            rx.recv_timeout(std::time::Duration::from_secs(60)).unwrap();
+            rx.recv_timeout(std::time::Duration::from_mins(1)).unwrap();
         }
         drop(watch);
     }

@@ -129,7 +129,7 @@ mod tests {
         assert!(output.status.success());
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines.len(), 7, "{text}");
+        assert_eq!(lines.len(), 8, "{text}");
         assert!(lines[0].starts_with("drwxr-xr-x   2 root     root            0"), "{text}");
         assert!(lines[2].starts_with("-rw-r--r--   1 root     root            5"), "{text}");
         assert!(lines[3].starts_with("-rwxr-xr-x") && lines[3].ends_with(" init"), "{text}");

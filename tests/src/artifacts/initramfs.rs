@@ -16,6 +16,8 @@ pub enum Script {
     Marker,
     /// Runs these lines and powers off.
     Lines(String),
+    /// Loads the drivers, mounts the first disk and hands over to the init on it.
+    Disk,
 }
 
 /// The drivers that a guest of ours wants: virtio, the power button, the disk's file system.
@@ -31,6 +33,10 @@ const MODULES: &[&str] = &[
     "ext4",
     "crc32c_generic",
 ];
+
+/// Folders that programs expect.
+const FOLDERS: &[&str] =
+    &["proc", "sys", "dev", "tmp", "root", "mnt", "run", "sbin", "usr/bin", "usr/sbin", "var/log", "var/run"];
 
 /// Describes an initramfs.
 pub struct Initramfs<'a> {
@@ -69,13 +75,13 @@ impl<'a> Initramfs<'a> {
     pub fn build(self, cache: &Cache) -> Result<PathBuf> {
         let busybox = fs::read(busybox(cache)?)?;
         let modules = match self.script {
-            Script::Shell => self.kernel.modules(MODULES)?,
+            Script::Shell | Script::Disk => self.kernel.modules(MODULES)?,
             Script::Marker | Script::Lines(_) => Vec::new(),
         };
         let mut archive = Archive::new();
         archive.file("bin/busybox", 0o755, &busybox);
         archive.symlink("bin/sh", "busybox");
-        for folder in ["proc", "sys", "dev", "tmp", "root", "mnt", "run", "sbin", "usr/bin", "usr/sbin"] {
+        for folder in FOLDERS {
             archive.folder(folder);
         }
         archive.character_device("dev/console", 5, 1);
@@ -116,40 +122,42 @@ fn libraries(listing: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The text of the first process.
+/// The text of the first process. Its standard streams are the console from the start.
 fn init(script: &Script) -> String {
-    let mut text = String::from(
-        "#!/bin/busybox sh\n\
-         /bin/busybox --install -s /bin\n\
-         export PATH=/sbin:/bin:/usr/sbin:/usr/bin HOME=/root TERM=vt102\n\
-         mount -t proc proc /proc\n\
-         mount -t sysfs sys /sys\n\
-         mount -t devtmpfs dev /dev\n",
-    );
+    // Timing is about the VMM and the kernel: nothing is mounted or started before the marker.
+    let marker = format!("#!/bin/busybox sh\necho {MARKER}\n");
+    let mounts = "#!/bin/busybox sh\n\
+                  /bin/busybox --install -s /bin\n\
+                  export PATH=/sbin:/bin:/usr/sbin:/usr/bin HOME=/root TERM=vt102\n\
+                  mount -t proc proc /proc\n\
+                  mount -t sysfs sys /sys\n\
+                  mount -t devtmpfs dev /dev\n";
+    let end = "/bin/busybox sync\n/bin/busybox poweroff -f\n";
     match script {
-        Script::Marker => {
-            text.push_str(&format!("echo {MARKER} >/dev/ttyS0\n"));
-        }
-        Script::Lines(lines) => {
-            text.push_str(lines);
-            text.push('\n');
-        }
-        Script::Shell => {
-            text.push_str(
-                "mkdir -p /dev/pts /dev/shm\n\
-                 mount -t devpts pts /dev/pts\n\
-                 hostname guest\n\
-                 ip link set lo up\n\
-                 while read -r module; do insmod /lib/modules/$module.ko; done </lib/modules/order\n",
-            );
-            // busybox only fills /dev/virtio-ports and the like if asked to.
-            text.push_str(&format!("echo {MARKER} >/dev/ttyS0\n"));
-            text.push_str("cd /root\nsetsid cttyhack sh </dev/ttyS0 >/dev/ttyS0 2>&1\n");
-        }
+        Script::Marker => format!("{marker}{end}"),
+        Script::Lines(lines) => format!("{mounts}{lines}\n{end}"),
+        Script::Shell => format!("{mounts}{LOAD}{}{end}", SHELL.replace("MARKER", MARKER)),
+        Script::Disk => format!("{mounts}{LOAD}{DISK}{end}"),
     }
-    text.push_str("sync\npoweroff -f\n");
-    text
 }
+
+/// Loads the drivers.
+const LOAD: &str = "while read -r module; do insmod /lib/modules/$module.ko; done </lib/modules/order\n";
+
+/// Hands over to the system on the first disk.
+const DISK: &str = "mount -t ext4 /dev/vda /mnt && exec switch_root /mnt /sbin/init\n";
+
+/// From mounted file systems to a shell with job control on the first serial port.
+const SHELL: &str = "\
+mkdir -p /dev/pts /dev/shm
+mount -t devpts pts /dev/pts
+hostname guest
+ip link set lo up
+if [ -x /etc/rc ]; then . /etc/rc; fi
+echo MARKER
+cd /root
+setsid cttyhack sh </dev/ttyS0 >/dev/ttyS0 2>&1
+";
 
 #[cfg(test)]
 mod tests {
@@ -167,7 +175,7 @@ mod tests {
 
     #[test]
     fn every_script_ends_with_power_off() {
-        for script in [Script::Shell, Script::Marker, Script::Lines("true".into())] {
+        for script in [Script::Shell, Script::Disk, Script::Marker, Script::Lines("true".into())] {
             assert!(init(&script).ends_with("poweroff -f\n"));
         }
     }

@@ -29,8 +29,7 @@ impl Cache {
 
     /// The package on which the meta package `name` depends, such as the kernel of today.
     pub fn depends(&self, name: &str, prefix: &str) -> Result<String> {
-        let output = run(Command::new("apt-cache").arg("depends").arg(name))
-            .or_else(|_| run(Command::new("apt-cache").arg("depends").arg(name)))?;
+        let output = run(Command::new("apt-cache").arg("depends").arg(name))?;
         let text = String::from_utf8_lossy(&output).into_owned();
         text.lines()
             .filter_map(|line| line.trim().strip_prefix("Depends: "))
@@ -68,7 +67,7 @@ fn file_name(package: &str) -> Result<String> {
 /// The file name in apt's `'URI' NAME SIZE HASH` line.
 fn parse_uri_line(text: &str) -> Option<&str> {
     let name = text.lines().find(|line| line.starts_with('\''))?.split(' ').nth(1)?;
-    (name.ends_with(".deb") && !name.contains('/')).then_some(name)
+    (Path::new(name).extension()? == "deb" && !name.contains('/')).then_some(name)
 }
 
 /// apt-get, told not to complain that its unprivileged user can't write to our folder.

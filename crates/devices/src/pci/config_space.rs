@@ -277,8 +277,10 @@ impl ConfigSpace {
 
     /// Sets command bits for every reset.
     pub fn enable(&mut self, bits: u16) {
-        let command = self.command() | bits & command::WRITABLE;
-        self.set(COMMAND, &command.to_le_bytes());
+        let bits = (bits & command::WRITABLE).to_le_bytes();
+        for space in [&mut self.value, &mut self.initial] {
+            space.iter_mut().skip(COMMAND).zip(bits).for_each(|(to, bits)| *to |= bits);
+        }
     }
 
     /// The command register.
@@ -430,6 +432,12 @@ mod tests {
         assert!(s.decoded().is_empty());
         s.reset();
         assert_eq!((s.command(), s.dword(0x10)), (0, 0x2001));
+        // What a guest has set is not among what is enabled for every reset.
+        s.write(COMMAND, &[4, 0]);
+        s.enable(command::IO);
+        assert_eq!(s.command(), command::IO | command::BUS_MASTER);
+        s.reset();
+        assert_eq!(s.command(), command::IO);
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! Virtio devices (VIRTIO 1.2): the queue, the transitional PCI transport, and one file a device.
 
 pub mod block;
+pub mod console;
 pub mod net;
 pub mod pci;
 mod queue;
+pub mod rnd;
 #[cfg(test)]
 mod test_driver;
 

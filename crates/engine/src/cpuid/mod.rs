@@ -9,6 +9,7 @@ mod tsc;
 
 pub use features::{ARCH_CAPABILITIES, EngineFeatures};
 pub use tsc::host_tsc_hz;
+pub(crate) use tsc::ratio;
 
 use features::Masks;
 
@@ -75,6 +76,8 @@ impl CpuidTable {
         table.put(0, 0, CpuidLeaf { eax: if intel { MAX_BASIC } else { 0xd }, ..first });
         table.basic(&masks);
         table.cache_and_topology(intel);
+        // Leaf 6: the APIC timer never stops (ARAT); Linux else prefers the HPET.
+        table.put(6, 0, CpuidLeaf { eax: 1 << 2, ..CpuidLeaf::default() });
         table.structured(&masks);
         table.xsave(&masks);
         if intel {

@@ -48,9 +48,11 @@ fn the_tsc_frequency_is_plausible_and_stable() {
 #[test]
 fn the_tsc_ratio_is_exact_to_a_few_parts_in_a_million() {
     for hz in [800_000_000u64, 2_599_998_000, 3_400_000_000, 4_900_000_000] {
-        let (n, d) = tsc::ratio(hz, u64::from(APIC_BUS_HZ));
-        assert!(n <= 31_999);
-        let got = u64::from(APIC_BUS_HZ) * u64::from(n) / u64::from(d);
-        assert!(got.abs_diff(hz) * 200_000 < hz, "{hz}: {got}");
+        for crystal in [APIC_BUS_HZ, 1_000_000_000] {
+            let (n, d) = tsc::ratio(hz, u64::from(crystal));
+            assert!((crystal / 1000).checked_mul(n).is_some());
+            let got = u64::from(crystal) * u64::from(n) / u64::from(d);
+            assert!(got.abs_diff(hz) * 200_000 < hz, "{hz}: {got}");
+        }
     }
 }

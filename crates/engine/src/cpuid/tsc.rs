@@ -6,19 +6,17 @@ use std::time::{Duration, Instant};
 /// How long to measure where CPUID does not tell.
 const MEASURE: Duration = Duration::from_millis(10);
 
-/// Largest numerator for which Linux' 32-bit `crystal in kHz * numerator` does not overflow with a
-/// crystal of up to 134 MHz.
-const MAX_NUMERATOR: u64 = 31_999;
-
-/// The fraction nearest to `hz` / `crystal` with a numerator that small.
-pub(super) fn ratio(hz: u64, crystal: u64) -> (u32, u32) {
+/// The fraction nearest to `hz` / `crystal` whose numerator is so small that Linux' 32-bit
+/// `crystal in kHz * numerator` does not overflow.
+pub(crate) fn ratio(hz: u64, crystal: u64) -> (u32, u32) {
+    let max_numerator = u64::from(u32::MAX) / (crystal / 1000).max(1);
     let error = |numerator: u64, denominator: u64| {
         (u128::from(crystal) * u128::from(numerator)).abs_diff(u128::from(hz) * u128::from(denominator))
             / u128::from(denominator)
     };
     (1..=1000u64)
         .map(|d| ((hz * d + crystal / 2) / crystal, d))
-        .filter(|(n, _)| (1..=MAX_NUMERATOR).contains(n))
+        .filter(|(n, _)| (1..=max_numerator).contains(n))
         .min_by_key(|&(n, d)| error(n, d))
         .map_or((1, 1), |(n, d)| (n as u32, d as u32))
 }

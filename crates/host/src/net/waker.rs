@@ -91,9 +91,11 @@ impl Waker {
         };
         let woken = !own.is_empty();
         if woken {
-            // In this order: a wake-up in between writes again, and we look at the work after.
-            self.pending.store(false, Ordering::SeqCst);
+            // In this order: whoever finds `pending` set, and does not write, has done so before
+            // we clear it, and we look at its work after. The other way round, our read could
+            // take the write of one that has set it again, and nobody would write any more.
             let _ = rustix::io::read(&*self.fd, &mut [0; 8]);
+            self.pending.store(false, Ordering::SeqCst);
         }
         Ok(Ready { woken, backend: !other.is_empty() })
     }
@@ -102,26 +104,45 @@ impl Waker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::AtomicU64;
     use std::sync::mpsc;
+    use std::time::Duration;
 
+    /// Two threads wake a third, each only after the third has seen its last one: the wake-ups
+    /// meet the waiter in all phases.
     #[test]
     fn no_wake_up_is_lost() {
+        const ROUNDS: u64 = 400_000;
         let waker = Arc::new(Waker::new().unwrap());
-        waker.wake();
-        waker.wake();
-        waker.wait().unwrap();
+        let work: [Arc<[AtomicU64; 2]>; 2] = std::array::from_fn(|_| Arc::default());
         let (tx, rx) = mpsc::channel();
-        let other = waker.clone();
-        let thread = std::thread::spawn(move || {
-            for _ in 0..10_000 {
-                other.wait().unwrap();
-                tx.send(()).unwrap();
+        for pair in work.clone() {
+            let (waker, tx) = (waker.clone(), tx.clone());
+            std::thread::spawn(move || {
+                let [asked, seen] = &*pair;
+                for round in 1..=ROUNDS {
+                    asked.store(round, Ordering::SeqCst);
+                    waker.wake();
+                    while seen.load(Ordering::SeqCst) < round {
+                        std::thread::yield_now();
+                    }
+                }
+                let _ = tx.send(());
+            });
+        }
+        std::thread::spawn(move || {
+            loop {
+                for pair in &work {
+                    let [asked, seen] = &**pair;
+                    seen.store(asked.load(Ordering::SeqCst), Ordering::SeqCst);
+                }
+                if waker.wait().is_err() {
+                    return;
+                }
             }
         });
-        for _ in 0..10_000 {
-            waker.wake();
-            rx.recv().unwrap();
+        for _ in 0..2 {
+            rx.recv_timeout(Duration::from_secs(20)).expect("a wake-up was lost");
         }
-        thread.join().unwrap();
     }
 }

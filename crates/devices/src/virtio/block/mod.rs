@@ -13,7 +13,9 @@ use host::block::{BlockOptions, Disk, DiskInfo, FileDisk, Op, ResizeWatch, Secto
 use memory::GuestSlice;
 use serde::{Deserialize, Serialize};
 
-use super::{Chain, Kind, QueueError, Queues, Transport, VirtQueue, VirtioDevice};
+use super::{Chain, Kind, QueueError, Queues, Transport, VirtQueue, VirtioDevice, pci};
+use crate::pci::PciFunction;
+use crate::registry::{BuildContext, BuildError, DeviceEntry};
 
 mod request;
 
@@ -22,8 +24,17 @@ mod tests;
 
 use request::{MAX_RANGE_SECTORS, MAX_RANGES, Request, SECTOR, Status, Terms, Work};
 
+/// The block device.
+pub const DEVICE: DeviceEntry =
+    DeviceEntry { name: "virtio-blk", aliases: &[], help: "virtio block device", keys: KEYS, build };
+
+fn build(context: &BuildContext, node: &Node<'_>) -> Result<Arc<dyn PciFunction>, BuildError> {
+    let device = VirtioBlock::open(node, Some(&context.timers))?;
+    pci::function(context, Arc::new(device))
+}
+
 /// What the user can set; also for the other disk controllers.
-pub static KEYS: &[Key] = &[
+pub const KEYS: &[Key] = &[
     Key::new("path", Value::Path, "image file or block device"),
     Key::new("nocache", Value::Bool, "bypass the host's page cache (O_DIRECT)").default("false"),
     Key::new("sync", Value::Bool, "write through to stable storage (O_SYNC)").default("false"),

@@ -14,7 +14,9 @@ use bus::{SavedState, StateError};
 use config::{Key, Kind as Value, Node};
 use host::net::{MAX_FRAME, MacAddress, NetBackend, Offloads, Waker};
 
-use super::{Chain, Kind, QueueError, Queues, Transport, VirtQueue, VirtioDevice, feature};
+use super::{Chain, Kind, QueueError, Queues, Transport, VirtQueue, VirtioDevice, feature, pci};
+use crate::pci::PciFunction;
+use crate::registry::{BuildContext, BuildError, DeviceEntry};
 
 mod features;
 mod receive;
@@ -24,8 +26,18 @@ mod tests;
 
 use receive::{Buffer, Fault, LONG_HEADER, Receiver, SHORT_HEADER, Step};
 
+/// The network card.
+pub const DEVICE: DeviceEntry =
+    DeviceEntry { name: "virtio-net", aliases: &[], help: "virtio network card", keys: KEYS, build };
+
+fn build(context: &BuildContext, node: &Node<'_>) -> Result<Arc<dyn PciFunction>, BuildError> {
+    let address = context.address;
+    let device = VirtioNet::open(node, address.slot, address.function, &context.vm_name)?;
+    pci::function(context, Arc::new(device))
+}
+
 /// What the user can set.
-pub static KEYS: &[Key] = &[
+pub const KEYS: &[Key] = &[
     Key::new("backend", Value::Text(64), "tap interface, such as tap0"),
     Key::new("type", Value::Text(16), "kind of the back end; told by its name by default"),
     Key::new("mac", Value::Mac, "the guest's address; made from slot and VM name by default"),

@@ -96,12 +96,15 @@ fn body(kind: u8, offset: u64, len: u64, extra: &[u8]) -> Vec<u8> {
 /// configuration space, whose BAR, offset, length and data can be written.
 pub(super) fn capabilities(queues: usize, config_len: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
     let step = (NOTIFY_STEP as u32).to_le_bytes();
-    let fixed = [
+    let mut fixed = vec![
         body(TYPE_COMMON, COMMON, COMMON_LEN, &[]),
         body(TYPE_ISR, ISR, 1, &[]),
-        body(TYPE_CONFIG, CONFIG, config_len as u64, &[]),
         body(TYPE_NOTIFY, NOTIFY, NOTIFY_STEP * queues as u64, &step),
     ];
+    // Only for devices that have one (4.1.4.6): Linux gives up on an empty structure.
+    if config_len > 0 {
+        fixed.push(body(TYPE_CONFIG, CONFIG, config_len as u64, &[]));
+    }
     let mut all: Vec<_> = fixed.into_iter().map(|body| (body, Vec::new())).collect();
     let mut window = body(TYPE_PCI_CONFIG, 0, 0, &[0; 4]);
     if let Some(bar) = window.get_mut(2) {

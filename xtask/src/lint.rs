@@ -1,0 +1,143 @@
+//! Formatting, clippy, and the rules of the house.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use guest_tests::Result;
+use lexopt::Parser;
+
+use crate::build::{cargo, root, succeed};
+use crate::no_arguments;
+
+/// The longest file, in lines.
+const FILE: usize = 1000;
+
+/// The longest function, in lines from `fn` to its closing brace.
+const FUNCTION: usize = 80;
+
+/// Crates that forbid unsafe code.
+const SAFE: &[&str] = &["config", "bus", "devices", "firmware", "boot"];
+
+/// Checks everything.
+pub fn run(parser: &mut Parser) -> Result<ExitCode> {
+    no_arguments(parser)?;
+    let complaints = house_rules(root())?;
+    for complaint in &complaints {
+        eprintln!("{complaint}");
+    }
+    succeed(cargo().args(["fmt", "--all", "--check"]))?;
+    succeed(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    Ok(if complaints.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What breaks the rules that clippy doesn't know.
+fn house_rules(root: &Path) -> Result<Vec<String>> {
+    let mut files = Vec::new();
+    for folder in ["crates", "tests", "xtask"] {
+        collect(&root.join(folder), &mut files)?;
+    }
+    let mut complaints = Vec::new();
+    for path in files {
+        let text = fs::read_to_string(&path)?;
+        let name = path.strip_prefix(root).unwrap_or(&path).display().to_string();
+        let lines = text.lines().count();
+        if lines > FILE {
+            complaints.push(format!("{name}: {lines} lines, more than {FILE}"));
+        }
+        for (line, length) in long_functions(&text) {
+            complaints.push(format!("{name}:{line}: a function of {length} lines, more than {FUNCTION}"));
+        }
+    }
+    for name in SAFE {
+        let path = root.join("crates").join(name).join("src/lib.rs");
+        let text = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        if !text.lines().any(|line| line.trim() == "#![forbid(unsafe_code)]") {
+            complaints.push(format!("crates/{name}/src/lib.rs: must forbid unsafe_code"));
+        }
+    }
+    Ok(complaints)
+}
+
+/// Every Rust file below a folder.
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() && path.file_name().is_some_and(|name| name != "target") {
+            collect(&path, files)?;
+        } else if path.extension().is_some_and(|end| end == "rs") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(())
+}
+
+/// The functions that are too long: their first line and their length. In formatted code the
+/// closing brace is the next line that is indented as the first one and is only a brace.
+fn long_functions(text: &str) -> Vec<(usize, usize)> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut found = Vec::new();
+    for (index, line) in lines.iter().enumerate() {
+        if !is_function(line.trim_start()) {
+            continue;
+        }
+        let indent = line.len() - line.trim_start().len();
+        let end = lines.iter().skip(index).position(|line| {
+            let rest = line.get(indent..).unwrap_or_default();
+            let outer = line.get(..indent).is_some_and(|start| start.trim().is_empty());
+            // A declaration in a trait ends with a semicolon, a body with a brace.
+            outer && (rest == "}" || (rest.ends_with(';') && !rest.starts_with(' ')))
+        });
+        if let Some(length) = end.map(|end| end + 1).filter(|&length| length > FUNCTION) {
+            found.push((index + 1, length));
+        }
+    }
+    found
+}
+
+/// Whether a line starts a function: qualifiers, then `fn`.
+fn is_function(line: &str) -> bool {
+    let qualifiers = ["pub", "const", "async", "unsafe", "extern"];
+    for word in line.split_whitespace() {
+        if word == "fn" {
+            return true;
+        }
+        let qualifier = qualifiers.contains(&word) || word.starts_with("pub(") || word.starts_with('"');
+        if !qualifier {
+            return false;
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn functions_are_measured_from_fn_to_brace() {
+        let body = "        let x = 1;\n".repeat(79);
+        let text =
+            format!("impl A {{\n    pub(crate) unsafe fn long() {{\n{body}    }}\n}}\nfn short() {{\n}}\n");
+        assert_eq!(long_functions(&text), [(2, 81)]);
+        let body = "        let x = 1;\n".repeat(78);
+        assert!(long_functions(&format!("    fn fits() {{\n{body}    }}\n")).is_empty());
+        assert!(long_functions(&format!("fn declared();\n{}", "x\n".repeat(100))).is_empty());
+    }
+
+    #[test]
+    fn words_that_only_look_like_functions() {
+        assert!(is_function("pub const fn f() {"));
+        assert!(is_function("extern \"C\" fn f() {"));
+        assert!(!is_function("let f: fn() = g;"));
+        assert!(!is_function("// fn"));
+    }
+
+    #[test]
+    fn this_tree_is_in_order() -> Result<()> {
+        let complaints = house_rules(root())?;
+        assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+        Ok(())
+    }
+}
