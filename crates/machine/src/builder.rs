@@ -46,6 +46,13 @@ pub fn build(tree: &Tree, signals: &SignalTarget) -> Result<Machine> {
     let core = Core::new(tree)?;
     let (vm, cpuid) = make_vm(tree, topology, &core)?;
     core.chipset.connect(vm.clone());
+    let routes = Arc::downgrade(&vm);
+    core.chipset.interrupts.ioapic.on_route(move |pin, msi| {
+        if let Some(vm) = routes.upgrade() {
+            // A route that KVM refuses only costs that pin its EOI; there is nobody to tell here.
+            let _ = vm.set_ioapic_route(pin, msi);
+        }
+    });
     add_devices(tree, &core, &vm)?;
     let described = Described { tree, topology, cpuid: &cpuid, map: core.map, pci: &core.pci, lpc };
     let installed = tables::install(&described, &core.memory)?;

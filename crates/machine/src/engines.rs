@@ -6,7 +6,6 @@ use std::sync::Weak;
 
 use config::Tree;
 use devices::{DoorbellAddress, Doorbells};
-
 use engine::{Choice, Doorbell, Engine, Kind, KvmEngine, Vm, Wanted, choose};
 use recompiler::SoftEngine;
 
@@ -23,7 +22,7 @@ pub fn make(tree: &Tree) -> Result<Box<dyn Engine>> {
         announce(&choice);
     }
     Ok(match choice.kind {
-        Kind::Kvm => Box::new(KvmEngine::new(None).map_err(fail)?),
+        Kind::Kvm => Box::new(KvmEngine::new(Some(recompiler::steppers())).map_err(fail)?),
         Kind::Soft => Box::new(SoftEngine::new().map_err(fail)?),
     })
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use bus::{Msi, MsiSink};
 use engine::{
-    Doorbell, Engine, Error, Kicker, Result, SharedVm, Stop, Vcpu, VcpuState, Vm, VmConfig, VmServices,
+    Doorbell, Engine, EngineFeatures, Error, Kicker, Result, SharedVm, Stop, Vcpu, VcpuState, Vm, VmConfig,
+    VmServices,
 };
 
 use crate::apic::Apics;
@@ -32,6 +33,10 @@ impl SoftEngine {
 impl Engine for SoftEngine {
     fn name(&self) -> &'static str {
         "soft"
+    }
+
+    fn features(&self) -> EngineFeatures {
+        EngineFeatures { xsave_variants: true, confines_speculation: true, ..EngineFeatures::default() }
     }
 
     fn new_vm(&self, config: VmConfig, services: VmServices) -> Result<SharedVm> {

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 
 use engine::Stop;
 
-use crate::apic::Apics;
+use crate::apic::{Apics, Attention};
 use crate::cache::{CodeCache, ExitKind};
 use crate::cpu::{ARITHMETIC_FLAGS, Activity, Cpu, flag};
 use crate::fabric::{Doorstep, Request};
@@ -74,8 +74,9 @@ impl SoftVcpu {
     pub(crate) fn enter_thread(&mut self) {
         signal::block_asynchronous();
         self.borrow_thread();
-        // Requests that came while nobody looked were not kept.
+        // Requests that came while nobody looked were not kept; a standing stop still stands.
         self.clear_cache();
+        self.doorstep.raise();
     }
 
     /// Makes this thread ready to run translated code.
