@@ -27,9 +27,18 @@ pub fn run(parser: &mut Parser) -> Result<ExitCode> {
     for complaint in &complaints {
         eprintln!("{complaint}");
     }
-    succeed(cargo().args(["fmt", "--all", "--check"]))?;
-    succeed(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
-    Ok(if complaints.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let mut clean = complaints.is_empty();
+    for words in [
+        &["fmt", "--all", "--check"][..],
+        &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
+    ] {
+        // All that is wrong is shown in one go.
+        if let Err(error) = succeed(cargo().args(words)) {
+            eprintln!("cargo {}: {error}", words.join(" "));
+            clean = false;
+        }
+    }
+    Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// What breaks the rules that clippy doesn't know.
