@@ -95,7 +95,8 @@ fn long_functions(text: &str) -> Vec<(usize, usize)> {
     let lines: Vec<&str> = text.lines().collect();
     let mut found = Vec::new();
     for (index, line) in lines.iter().enumerate() {
-        if !is_function(line.trim_start()) {
+        // A body of nothing ends where it starts.
+        if !is_function(line.trim_start()) || line.ends_with('}') {
             continue;
         }
         let indent = line.len() - line.trim_start().len();
@@ -156,6 +157,7 @@ mod tests {
         assert_eq!(long_functions(&text), [(2, 81)]);
         let body = "        let x = 1;\n".repeat(78);
         assert!(long_functions(&format!("    fn fits() {{\n{body}    }}\n")).is_empty());
+        assert!(long_functions(&format!("fn empty() {{}}\n{}}}\n", "x\n".repeat(100))).is_empty());
         assert!(long_functions(&format!("fn declared();\n{}", "x\n".repeat(100))).is_empty());
     }
 
