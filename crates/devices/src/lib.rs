@@ -4,6 +4,8 @@
 pub mod chipset;
 pub mod pci;
 mod registry;
+#[cfg(test)]
+mod testing;
 pub mod virtio;
 
 pub use registry::{

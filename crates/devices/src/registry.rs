@@ -148,3 +148,7 @@ pub fn help() -> String {
     }
     text
 }
+
+#[cfg(test)]
+#[path = "registry_tests.rs"]
+mod tests;

@@ -209,11 +209,11 @@ impl FunctionCore {
         self.lock().space.set_multi_function();
     }
 
-    pub(super) fn bars(&self) -> Vec<Bar> {
+    pub(crate) fn bars(&self) -> Vec<Bar> {
         self.lock().space.bars().to_vec()
     }
 
-    pub(super) fn decoded(&self) -> Vec<(Bar, Range<u64>)> {
+    pub(crate) fn decoded(&self) -> Vec<(Bar, Range<u64>)> {
         self.lock().space.decoded()
     }
 

@@ -267,4 +267,6 @@ impl PciFunction for VirtioPci {
 }
 
 #[cfg(test)]
+pub(crate) mod guest;
+#[cfg(test)]
 mod tests;
