@@ -108,9 +108,9 @@ impl Guest {
         self.expect("login: ", timeout)?;
         self.type_line("root")?;
         self.expect("# ", deadline.saturating_duration_since(Instant::now()))?;
-        // A shell without line editing of its own.
-        self.type_line("exec sh")?;
-        self.expect("\n# ", deadline.saturating_duration_since(Instant::now()))?;
+        // A shell without line editing of its own; its prompt differs from the echo of this line.
+        self.type_line("exec env PS1='sh''ell> ' sh")?;
+        self.expect("shell> ", deadline.saturating_duration_since(Instant::now()))?;
         self.quieten()
     }
 

@@ -3,12 +3,14 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal, set_parent_process_death_signal,
+};
 
 use crate::Result;
 
@@ -33,8 +35,13 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a program.
+    /// Starts a program. It also ends if this thread is killed and can't drop it, as a test that
+    /// takes too long is.
     pub fn spawn(command: &mut Command) -> Result<Self> {
+        // SAFETY: the closure only makes one system call, which is allowed between fork and exec.
+        unsafe {
+            command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
+        }
         let name = command.get_program().to_string_lossy().into_owned();
         let started = Instant::now();
         let child = command.spawn().map_err(|error| format!("{name}: {error}"))?;
