@@ -12,11 +12,8 @@ fn main() -> std::io::Result<()> {
     let mut modules = Vec::new();
     visit(Path::new("src"), "crate", &mut modules)?;
     modules.sort();
-    let mut text = String::from("const REGISTRY: &[DeviceEntry] = &[\n");
-    for (_, module) in &modules {
-        text.push_str(&format!("    {module}::DEVICE,\n"));
-    }
-    text.push_str("];\n");
+    let lines: String = modules.iter().flat_map(|(_, module)| ["    ", module, "::DEVICE,\n"]).collect();
+    let text = format!("const REGISTRY: &[DeviceEntry] = &[\n{lines}];\n");
     let out = std::env::var("OUT_DIR").map_err(std::io::Error::other)?;
     fs::write(PathBuf::from(out).join("registry.rs"), text)
 }

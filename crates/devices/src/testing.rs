@@ -306,7 +306,7 @@ fn cycle(rig: &Rig, function: &Arc<dyn PciFunction>, random: &mut Random) {
         *byte ^= 1 << (random.next() % 8);
     }
     let _ = function.restore(&broken);
-    if random.next() % 4 == 0 {
+    if random.next().is_multiple_of(4) {
         function.reset();
     }
     rig.pci.refresh();

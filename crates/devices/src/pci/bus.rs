@@ -257,10 +257,10 @@ impl PciBus {
             msix: function.core().msix_bar() == Some(mapping.bar.index),
         });
         let bus = &self.config.bus;
-        match ports(mapping) {
-            Some(Some(ports)) => bus.claim_ports(ports, window).is_ok(),
-            Some(None) => false,
-            None => {
+        match Place::of(mapping) {
+            Place::Ports(ports) => bus.claim_ports(ports, window).is_ok(),
+            Place::Nowhere => false,
+            Place::Memory => {
                 let ram = self.config.memory.regions().iter().any(|region| {
                     region.gpa() < mapping.range.end && mapping.range.start < region.gpa() + region.len()
                 });
@@ -270,19 +270,33 @@ impl PciBus {
     }
 
     fn release(&self, mapping: &Mapping) {
-        match ports(mapping) {
-            Some(Some(ports)) => self.config.bus.release_ports(&ports),
-            Some(None) => {}
-            None => self.config.bus.release_memory(&mapping.range),
+        match Place::of(mapping) {
+            Place::Ports(ports) => self.config.bus.release_ports(&ports),
+            Place::Nowhere => {}
+            Place::Memory => self.config.bus.release_memory(&mapping.range),
         }
     }
 }
 
-/// The ports of a mapping in port space, if they can be claimed.
-fn ports(mapping: &Mapping) -> Option<Option<Range<u16>>> {
-    let port = |address: u64| u16::try_from(address).ok();
-    (mapping.bar.kind == BarKind::Io)
-        .then(|| port(mapping.range.start).zip(port(mapping.range.end)).map(|(start, end)| start..end))
+/// Which part of the bus a mapping claims.
+enum Place {
+    Ports(Range<u16>),
+    Memory,
+    /// The last ports: a range of the bus can't say where they end.
+    Nowhere,
+}
+
+impl Place {
+    fn of(mapping: &Mapping) -> Self {
+        let port = |address: u64| u16::try_from(address).ok();
+        if mapping.bar.kind != BarKind::Io {
+            return Self::Memory;
+        }
+        match port(mapping.range.start).zip(port(mapping.range.end)) {
+            Some((start, end)) => Self::Ports(start..end),
+            None => Self::Nowhere,
+        }
+    }
 }
 
 /// Turns DMA on or off as the bus-master bit says; off only when nothing is in flight any more.
@@ -363,7 +377,7 @@ impl BusDevice for AddressPort {
         let Some(pci) = self.0.upgrade() else { return };
         match (offset, data) {
             (0, data @ [_, _, _, _]) => {
-                data.copy_from_slice(&pci.latch.load(Ordering::Relaxed).to_le_bytes())
+                data.copy_from_slice(&pci.latch.load(Ordering::Relaxed).to_le_bytes());
             }
             (RESET_CONTROL, [byte]) => {
                 if let Some(control) = &pci.config.reset_control {

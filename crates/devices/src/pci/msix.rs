@@ -49,7 +49,7 @@ impl MsixCapability {
     }
 
     /// (enabled, all masked) as the registers say now.
-    pub fn control(&self, space: &ConfigSpace) -> (bool, bool) {
+    pub fn control(self, space: &ConfigSpace) -> (bool, bool) {
         let control = space.dword(self.offset + 2) as u16;
         (control & ENABLE != 0, control & FUNCTION_MASK != 0)
     }

@@ -2,6 +2,7 @@
 
 pub mod block;
 pub mod console;
+mod later;
 pub mod net;
 pub mod pci;
 mod queue;

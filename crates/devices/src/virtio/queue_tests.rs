@@ -303,7 +303,7 @@ fn without_dma_there_is_nothing_and_no_fault() {
 /// What every chain must be, whatever the rings hold.
 fn check(chain: &Chain) {
     let total = chain.readable_len() + chain.writable_len();
-    assert!(total > 0 && total <= u64::from(u32::MAX));
+    assert!(total > 0 && u32::try_from(total).is_ok());
     assert!(chain.readable.len() + chain.writable.len() <= 8 + MAX_INDIRECT as usize);
     for slice in chain.readable.iter().chain(&chain.writable) {
         assert!(!slice.is_empty() && slice.gpa() + slice.len() as u64 <= 16 << 20);
@@ -319,8 +319,9 @@ fn random_rings() {
         let (_, queue, _) = queue_at(&memory, ALL);
         for at in (0..128).chain(0x5000..0x5100).step_by(16) {
             let address = random.next() % (17 << 20);
-            let len = (random.next() % 0x3000) as u32 & if random.next() % 4 == 0 { !15 } else { !0 };
-            let flags = (random.next() % 8) as u16 & !(if random.next() % 2 == 0 { 4 } else { 0 });
+            let len =
+                (random.next() % 0x3000) as u32 & if random.next().is_multiple_of(4) { !15 } else { !0 };
+            let flags = (random.next() % 8) as u16 & !(if random.next().is_multiple_of(2) { 4 } else { 0 });
             let address = if flags & 4 != 0 { 0x5000 } else { address };
             descriptor(&memory, at, address, len, flags, (random.next() % 9) as u16);
         }

@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bus::{SavedState, StateError};
 use config::Node;
 
+use super::later::{Later, TURN};
 use super::{Kind, Queues, VirtQueue, VirtioDevice, pci};
 use crate::pci::PciFunction;
 use crate::registry::{BuildContext, BuildError, DeviceEntry};
@@ -25,12 +26,22 @@ pub const DEVICE: DeviceEntry =
 
 fn build(context: &BuildContext, _: &Node<'_>) -> Result<Arc<dyn PciFunction>, BuildError> {
     let source = File::open(SOURCE).map_err(|source| BuildError::Host { what: SOURCE.into(), source })?;
-    pci::function(context, Arc::new(Rnd { source, queue: Mutex::default() }))
+    let device = Arc::new_cyclic(|this: &Weak<Rnd>| {
+        let this = this.clone();
+        let later = Later::new(&context.timers, move |queue| {
+            if let Some(device) = this.upgrade() {
+                device.notify(queue);
+            }
+        });
+        Rnd { source, queue: Mutex::default(), later }
+    });
+    pci::function(context, device)
 }
 
 struct Rnd {
     source: File,
     queue: Mutex<Option<Arc<VirtQueue>>>,
+    later: Later,
 }
 
 impl Rnd {
@@ -40,6 +51,7 @@ impl Rnd {
 
     fn serve(&self, queue: &VirtQueue) -> Result<(), super::QueueError> {
         let mut bytes = [0; MAX_BYTES];
+        let mut served = 0;
         loop {
             while let Some(chain) = queue.pop()? {
                 let len = usize::try_from(chain.writable_len()).unwrap_or(MAX_BYTES).min(MAX_BYTES);
@@ -54,6 +66,11 @@ impl Rnd {
                     Err(_) => 0,
                 };
                 queue.complete(chain.head, len as u32)?;
+                served += 1;
+                if served == TURN {
+                    self.later.call(queue.index());
+                    return Ok(());
+                }
             }
             if !queue.enable_notifications()? {
                 return Ok(());

@@ -9,7 +9,7 @@ mod port;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bus::{EventLoop, SavedState, StateError};
 use config::{Key, Kind as KeyKind, Node};
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use self::control::{Control, Message, event};
 use self::port::{Port, PortState};
+use super::later::{Later, TURN};
 use super::{Kind, Queues, VirtioDevice, pci};
 use crate::pci::PciFunction;
 use crate::registry::{BuildContext, BuildError, DeviceEntry};
@@ -26,6 +27,8 @@ const MAX_PORTS: u32 = 16;
 /// Two queues a port and two for control.
 const QUEUES: usize = 2 * (MAX_PORTS as usize + 1);
 const QUEUE_SIZES: &[u16] = &[64; QUEUES];
+/// The driver's control messages.
+const CONTROL_QUEUE: u16 = 3;
 /// Length of `sun_path` without the final 0 (unix(7)).
 const MAX_PATH: usize = 107;
 
@@ -71,12 +74,21 @@ fn build(context: &BuildContext, node: &Node<'_>) -> Result<Arc<dyn PciFunction>
             .map_err(|source| BuildError::Host { what: format!("socket {path}"), source })?;
         ports.push(port);
     }
-    let inner = Arc::new(Inner {
-        ports,
-        control: Control::default(),
-        multiport: AtomicBool::new(false),
-        handling: Mutex::default(),
-        events: context.events.clone(),
+    let inner = Arc::new_cyclic(|this: &Weak<Inner>| {
+        let this = this.clone();
+        let later = Later::new(&context.timers, move |queue| {
+            if let Some(inner) = this.upgrade() {
+                inner.notify(queue);
+            }
+        });
+        Inner {
+            ports,
+            control: Control::default(),
+            multiport: AtomicBool::new(false),
+            handling: Mutex::default(),
+            later,
+            events: context.events.clone(),
+        }
     });
     for (place, port) in inner.ports.iter().enumerate() {
         port.start(&inner.events, Arc::downgrade(&inner), place)
@@ -92,6 +104,7 @@ struct Inner {
     multiport: AtomicBool,
     /// Held from taking a control message until it has had its effect.
     handling: Mutex<()>,
+    later: Later,
     events: Arc<EventLoop>,
 }
 
@@ -124,8 +137,28 @@ impl Inner {
 
     fn control(self: &Arc<Self>) {
         let _handling = self.lock_handling();
-        while let Ok(Some(message)) = self.control.receive() {
+        for _ in 0..TURN {
+            let Ok(Some(message)) = self.control.receive() else { return };
             self.handle(&message);
+        }
+        self.later.call(CONTROL_QUEUE);
+    }
+
+    /// Queue `index` may have something for us.
+    fn notify(self: &Arc<Self>, index: u16) {
+        match owner(index) {
+            Owner::ControlOut => self.control.flush(),
+            Owner::ControlIn => self.control(),
+            Owner::Input(port) => {
+                if let Some(port) = self.port(port) {
+                    port.notify_receive(self);
+                }
+            }
+            Owner::Output(port) => {
+                if let Some(port) = self.port(port) {
+                    port.notify_transmit(self);
+                }
+            }
         }
     }
 
@@ -167,21 +200,21 @@ fn first_queue(port: u32) -> usize {
 
 /// Whose queue it is.
 enum Owner {
-    ControlToDriver,
-    ControlFromDriver,
-    ToDriver(u32),
-    FromDriver(u32),
+    ControlOut,
+    ControlIn,
+    Input(u32),
+    Output(u32),
 }
 
 fn owner(queue: u16) -> Owner {
     let port = u32::from(queue / 2);
     match queue {
-        0 => Owner::ToDriver(0),
-        1 => Owner::FromDriver(0),
-        2 => Owner::ControlToDriver,
-        3 => Owner::ControlFromDriver,
-        _ if queue % 2 == 0 => Owner::ToDriver(port - 1),
-        _ => Owner::FromDriver(port - 1),
+        0 => Owner::Input(0),
+        1 => Owner::Output(0),
+        2 => Owner::ControlOut,
+        CONTROL_QUEUE => Owner::ControlIn,
+        _ if queue.is_multiple_of(2) => Owner::Input(port - 1),
+        _ => Owner::Output(port - 1),
     }
 }
 
@@ -242,21 +275,7 @@ impl VirtioDevice for Console {
     }
 
     fn notify(&self, index: u16) {
-        let inner = &self.0;
-        match owner(index) {
-            Owner::ControlToDriver => inner.control.flush(),
-            Owner::ControlFromDriver => inner.control(),
-            Owner::ToDriver(port) => {
-                if let Some(port) = inner.port(port) {
-                    port.notify_receive(inner);
-                }
-            }
-            Owner::FromDriver(port) => {
-                if let Some(port) = inner.port(port) {
-                    port.notify_transmit(inner);
-                }
-            }
-        }
+        self.0.notify(index);
     }
 
     fn reset(&self) {

@@ -13,6 +13,7 @@ use rustix::net::{SendFlags, SocketFlags};
 use serde::{Deserialize, Serialize};
 
 use super::Inner;
+use crate::virtio::later;
 use crate::virtio::{Chain, QueueError, VirtQueue};
 
 /// Bytes moved at once.
@@ -153,7 +154,7 @@ impl Port {
         live.serial += 1;
         live.client = Some(Client { fd: Arc::new(fd), serial: live.serial, registered: None });
         self.tell(&mut live, inner);
-        self.watch(&mut live, inner, place);
+        Self::watch(&mut live, inner, place);
     }
 
     /// The client's socket is ready, or the client is gone.
@@ -162,7 +163,7 @@ impl Port {
         if live.client.as_ref().is_none_or(|client| client.serial != serial) {
             return;
         }
-        let _ = Self::transmit(&mut live);
+        let _ = Self::transmit(&mut live, inner);
         let _ = Self::receive(&mut live, inner);
         self.settle(&mut live, inner);
     }
@@ -170,7 +171,7 @@ impl Port {
     fn settle(&self, live: &mut Live, inner: &Arc<Inner>) {
         self.tell(live, inner);
         if let Some(place) = inner.ports.iter().position(|port| std::ptr::eq(port, self)) {
-            self.watch(live, inner, place);
+            Self::watch(live, inner, place);
         }
     }
 
@@ -185,7 +186,7 @@ impl Port {
 
     /// Waits for what there is to wait for. A socket for which nothing can be done is not watched
     /// at all, because a hang-up is always reported.
-    fn watch(&self, live: &mut Live, inner: &Arc<Inner>, place: usize) {
+    fn watch(live: &mut Live, inner: &Arc<Inner>, place: usize) {
         let wanted = FdInterest {
             read: live.saved.guest_open && live.to_driver.is_some() && !live.starved,
             write: live.held.is_some(),
@@ -245,9 +246,9 @@ impl Port {
     }
 
     /// Moves what the driver sends to the client; without one it is lost.
-    fn transmit(live: &mut Live) -> Result<(), QueueError> {
+    fn transmit(live: &mut Live, inner: &Inner) -> Result<(), QueueError> {
         let Some(queue) = live.from_driver.clone() else { return Ok(()) };
-        loop {
+        for _ in 0..later::TURN {
             let (chain, done) = match live.held.take() {
                 Some(held) => held,
                 None => match queue.pop()? {
@@ -264,6 +265,8 @@ impl Port {
                 Pushed::All => queue.complete(chain.head, 0)?,
             }
         }
+        inner.later.call(queue.index());
+        Ok(())
     }
 
     /// The driver has buffers for us.
@@ -279,7 +282,7 @@ impl Port {
     pub fn notify_transmit(&self, inner: &Arc<Inner>) {
         let mut live = self.lock();
         if live.held.is_none() {
-            let _ = Self::transmit(&mut live);
+            let _ = Self::transmit(&mut live, inner);
         }
         self.settle(&mut live, inner);
     }

@@ -24,7 +24,10 @@ enum Register {
     QueueVector,
 }
 
-use Register::*;
+use Register::{
+    ConfigVector, DeviceFeatures, DriverFeatures, Isr, QueueAddress, QueueNotify, QueueSelect, QueueSize,
+    QueueVector, Status,
+};
 
 const MAP: &[Field<Register>] = &[
     (0, 4, DeviceFeatures),

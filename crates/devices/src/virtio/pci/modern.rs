@@ -59,7 +59,10 @@ enum Half {
     High,
 }
 
-use Register::*;
+use Register::{
+    ConfigVector, DeviceFeature, DeviceFeatureSelect, DriverFeature, DriverFeatureSelect, Generation,
+    NumQueues, QueueEnable, QueueNotifyOffset, QueueSelect, QueueSize, QueueVector, Ring, Status,
+};
 
 const MAP: &[Field<Register>] = &[
     (0x00, 4, DeviceFeatureSelect),
