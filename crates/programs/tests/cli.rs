@@ -134,7 +134,7 @@ fn options_that_are_not_there_yet() {
     folder.refuses(
         &["-s", "4,passthru,1/2/3", "vm"],
         4,
-        "-s 4,passthru,1/2/3: device passthru is not supported",
+        "-s 4,passthru,1/2/3: device passthru is not implemented yet",
     );
 }
 

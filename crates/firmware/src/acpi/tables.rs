@@ -79,9 +79,9 @@ pub fn facs() -> Vec<u8> {
 
 /// FADT revision 5 (ACPI 5.0, 5.2.9).
 pub fn fadt(platform: &Platform, facs: u32, dsdt: u32) -> Vec<u8> {
-    // WBINVD works, C1 works, no sleep button in the fixed block, 32-bit timer, reset register,
+    // WBINVD works, C1 works, no sleep button and no RTC wake in the fixed block, 32-bit timer, reset register,
     // headless, physical APIC destinations only.
-    const FLAGS: u32 = 1 | 1 << 2 | 1 << 5 | 1 << 8 | 1 << 10 | 1 << 12 | 1 << 19;
+    const FLAGS: u32 = 1 | 1 << 2 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 10 | 1 << 12 | 1 << 19;
     // Legacy devices on LPC, 8042, no ASPM; bit 2: no VGA.
     const BOOT_FLAGS: u16 = 1 | 1 << 1 | 1 << 4;
     const NO_VGA: u16 = 1 << 2;
