@@ -18,6 +18,9 @@ pub const MARKER: &str = "INIT-REACHED";
 /// How long a command in the guest may take if nothing else is said.
 const COMMAND: Duration = Duration::from_mins(2);
 
+/// How long a typed line may take to show an effect.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// A VMM process and the console of its guest; dropping it kills the process.
 pub struct Guest {
     process: Process,
@@ -106,12 +109,23 @@ impl Guest {
     pub fn log_in(&mut self, timeout: Duration) -> Result<()> {
         let deadline = Instant::now() + timeout;
         self.expect("login: ", timeout)?;
-        self.type_line("root")?;
-        self.expect("# ", deadline.saturating_duration_since(Instant::now()))?;
+        self.answer("root", "# ", deadline)?;
         // A shell without line editing of its own; its prompt differs from the echo of this line.
-        self.type_line("exec env PS1='sh''ell> ' sh")?;
-        self.expect("shell> ", deadline.saturating_duration_since(Instant::now()))?;
+        self.answer("exec env PS1='sh''ell> ' sh", "shell> ", deadline)?;
         self.quieten()
+    }
+
+    /// Types a line until it has an effect: what sets up a terminal may drop what was typed before.
+    fn answer(&mut self, line: &str, pattern: &str, deadline: Instant) -> Result<()> {
+        loop {
+            self.type_line(line)?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.console.expect(pattern, left.min(PATIENCE)) {
+                Ok(_) => return Ok(()),
+                Err(error) if left <= PATIENCE => return Err(self.explain(&error)),
+                Err(_) => {}
+            }
+        }
     }
 
     /// No echo, no prompt, no kernel messages in the output of commands.

@@ -52,7 +52,7 @@ pub fn run(parser: &mut Parser) -> Result<ExitCode> {
 
 /// Runs the program as the only one in a guest.
 fn in_guest(program: &Path, vmm: &Vmm, kernel: &Kernel, cache: &Cache) -> Result<Figures> {
-    let lines = format!("mount -t tmpfs tmp /tmp; /cpu-bench; echo {END} $?");
+    let lines = format!("dmesg -n 1; mount -t tmpfs tmp /tmp; /cpu-bench; echo {END} $?");
     let initrd = Initramfs::new(kernel, Script::Lines(lines))
         .file("cpu-bench", 0o755, std::fs::read(program)?)
         .build(cache)?;
@@ -67,7 +67,8 @@ fn in_guest(program: &Path, vmm: &Vmm, kernel: &Kernel, cache: &Cache) -> Result
 fn parse(text: &str) -> Result<(Vec<String>, Figures)> {
     let mut order = Vec::new();
     let mut figures = Figures::new();
-    for line in text.lines().filter(|line| line.starts_with("BENCH ")) {
+    // A message of the kernel may stand before a result in its line.
+    for line in text.lines().filter_map(|line| line.find("BENCH ").and_then(|start| line.get(start..))) {
         let words: Vec<&str> = line.split_whitespace().collect();
         let [_, name, time, result] = words.as_slice() else {
             return Err(format!("unexpected line {line:?}").into());
@@ -133,7 +134,7 @@ mod tests {
 
     #[test]
     fn only_results_count_among_what_a_console_says() {
-        let text = "[ 0.1] Linux\nBENCH sort 12.5 00ff\nnoise\nBENCH copy 1.0 01\n";
+        let text = "[ 0.1] Linux\n[ 0.2] hereBENCH sort 12.5 00ff\nnoise\nBENCH copy 1.0 01\n";
         let (order, figures) = parse(text).expect("two results");
         assert_eq!(order, ["sort", "copy"]);
         assert_eq!(figures.get("sort"), Some(&(12.5, "00ff".to_owned())));
