@@ -1,6 +1,6 @@
 //! A machine of RAM, bus and PCI alone, for tests that act as a guest would: through ports and
 //! memory.
-#![allow(dead_code, clippy::unwrap_used)]
+#![allow(dead_code, clippy::unwrap_used, clippy::panic)]
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
