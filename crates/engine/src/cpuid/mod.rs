@@ -66,6 +66,27 @@ fn host_or_zero(leaf: u32, sub: u32) -> CpuidLeaf {
     if leaf <= host(leaf & 0x8000_0000, 0).eax { host(leaf, sub) } else { CpuidLeaf::default() }
 }
 
+/// Family, model and stepping that guests see (Intel SDM vol. 2, CPUID, figure 3-6).
+///
+/// Programs pick code by the model alone (the compilers' function multiversioning does), so a model
+/// that is known for features which guests don't get, such as AVX-512, must not be shown. The last
+/// ones without any such: Skylake client (6, 5Eh, 3) and Zen 3 (19h, 21h, 0).
+fn signature() -> u32 {
+    const SKYLAKE: u32 = 0x0005_06e3;
+    const ZEN3: u32 = 0x00a2_0f10;
+    let (one, seven) = (host(1, 0), host_or_zero(7, 0));
+    // ADX and CLFLUSHOPT came with Skylake; AVX-512 and AVX-VNNI (7.1 EAX bit 4) after it.
+    let since_skylake = seven.ebx & (1 << 19 | 1 << 23) == 1 << 19 | 1 << 23;
+    let avx512 = seven.ebx & 1 << 16 != 0;
+    if is_intel() && since_skylake {
+        SKYLAKE
+    } else if !is_intel() && avx512 {
+        ZEN3
+    } else {
+        one.eax
+    }
+}
+
 impl CpuidTable {
     /// The table for a VM with this topology under an engine with these features.
     pub fn new(topology: Topology, features: EngineFeatures) -> Self {
@@ -103,7 +124,7 @@ impl CpuidTable {
         let logical = self.threads_per_socket().next_power_of_two().min(255);
         let several = self.threads_per_socket() > 1;
         let answer = CpuidLeaf {
-            eax: h.eax,
+            eax: signature(),
             // CLFLUSH of 64 bytes, logical processors in the package; the engine adds the APIC id.
             ebx: 8 << 8 | logical << 16,
             ecx: h.ecx & masks.leaf1_ecx | masks.leaf1_ecx_always,
@@ -170,7 +191,16 @@ impl CpuidTable {
             // AMD repeats the basic features here.
             edx |= h.edx & masks.leaf1_edx & 0x0183_f3ff;
         }
-        self.put(0x8000_0001, 0, CpuidLeaf { eax: h.eax, ebx: 0, ecx: h.ecx & masks.extended_ecx, edx });
+        self.put(
+            0x8000_0001,
+            0,
+            CpuidLeaf {
+                eax: if intel { h.eax } else { signature() },
+                ebx: 0,
+                ecx: h.ecx & masks.extended_ecx,
+                edx,
+            },
+        );
         for leaf in 0x8000_0002..=0x8000_0006 {
             self.put(leaf, 0, host_or_zero(leaf, 0));
         }

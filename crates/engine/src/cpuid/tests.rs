@@ -56,3 +56,13 @@ fn the_tsc_ratio_is_exact_to_a_few_parts_in_a_million() {
         }
     }
 }
+
+#[test]
+fn the_model_is_not_known_for_features_that_are_missing() {
+    let eax = table(1, 1, 1).leaf(1, 0).unwrap().eax;
+    let (family, model) = (eax >> 8 & 0xf, eax >> 12 & 0xf0 | eax >> 4 & 0xf);
+    // Intel models with AVX-512: Skylake-SP, Cannon Lake, Ice Lake, Tiger Lake, Rocket Lake,
+    // Sapphire, Emerald and Granite Rapids.
+    let avx512 = [0x55, 0x66, 0x6a, 0x6c, 0x7d, 0x7e, 0x8c, 0x8d, 0xa7, 0x8f, 0xcf, 0xad, 0xae];
+    assert!(!is_intel() || family != 6 || !avx512.contains(&model), "{eax:#x}");
+}
