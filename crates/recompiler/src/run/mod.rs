@@ -18,6 +18,7 @@ use crate::cpu::{ARITHMETIC_FLAGS, Activity, Cpu, flag};
 use crate::fabric::{Doorstep, Request};
 use crate::shared::Shared;
 use crate::signal::{self, Running};
+use crate::system::x87;
 use crate::translate::Tools;
 
 pub use step::steppers;
@@ -29,7 +30,7 @@ pub struct SoftVcpu {
     tools: Tools,
     doorstep: Arc<Doorstep>,
     /// x87 state while the vCPU does not run (FXSAVE image); it lives in the host FPU meanwhile.
-    x87: state::X87Image,
+    x87: x87::Image,
     /// Counts how often the cache was cleared: numbers from before mean nothing.
     epoch: u64,
 }
@@ -50,7 +51,7 @@ impl SoftVcpu {
         doorstep.set_word(Some(&cpu.attention));
         apic.set_attention(doorstep.clone());
         signal::install();
-        let x87 = state::X87Image::default();
+        let x87 = x87::Image::initial();
         Ok(Self { cpu, cache, tools: Tools::new(), doorstep, x87, epoch: 0 })
     }
 
@@ -96,7 +97,8 @@ impl SoftVcpu {
     }
 
     pub(crate) fn leave_thread(&mut self) {
-        self.x87.save();
+        self.x87 = x87::Image::save();
+        x87::init();
         self.doorstep.set_running(false);
         signal::set_running(None);
     }

@@ -6,10 +6,6 @@ use super::SoftVcpu;
 use crate::cpu::{Activity, Cpu};
 use crate::system::msr;
 
-/// x87 state at rest, as FXSAVE64 lays it out (Intel SDM vol. 1, table 10-2).
-#[repr(C, align(16))]
-pub(super) struct X87Image([u8; 512]);
-
 /// Offset of MXCSR in the image.
 const MXCSR: usize = 24;
 /// The part that is x87: control words and pointers, then (after MXCSR) eight registers.
@@ -18,44 +14,6 @@ const REGISTERS: std::ops::Range<usize> = 32..160;
 /// XMM0–15 in the image, and their upper halves in the XSAVE area.
 const XMM: usize = 160;
 const YMM_HIGH: usize = 576;
-
-impl Default for X87Image {
-    fn default() -> Self {
-        let mut image = [0; 512];
-        image.copy_from_slice(&FpuState::default().area[..512]);
-        Self(image)
-    }
-}
-
-impl X87Image {
-    /// Puts the x87 state into this thread's FPU.
-    pub fn load(&mut self) {
-        // Exceptions stay masked for Rust; the guest's MXCSR is loaded with its code.
-        self.0[MXCSR..MXCSR + 4].copy_from_slice(&0x1f80u32.to_le_bytes());
-        // SAFETY: the image is aligned and valid (reserved MXCSR bits clear); Rust does not use
-        // x87, and the clobbered vector registers are declared.
-        unsafe {
-            std::arch::asm!(
-                "fxrstor64 [{}]", in(reg) self.0.as_ptr(),
-                out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
-                out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _,
-                out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
-                out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
-                options(nostack)
-            );
-        }
-    }
-
-    /// Takes the x87 state out of this thread's FPU and leaves it as a fresh one.
-    pub fn save(&mut self) {
-        // SAFETY: the image is aligned and ours; FNINIT leaves what the ABI expects.
-        unsafe {
-            std::arch::asm!("fxsave64 [{}]", "fninit", in(reg) self.0.as_mut_ptr(), options(nostack));
-        }
-        // Instruction and operand pointers are host addresses here.
-        self.0[8..24].fill(0);
-    }
-}
 
 impl SoftVcpu {
     /// The architectural state.
