@@ -57,6 +57,18 @@ pub struct Tlb {
     /// For each linear page that runs code: the number of its code page ([`crate::cache`]), 0: none.
     /// Filled and dropped with the rest, as class [`EXEC`].
     pub(crate) exec: [u32; ENTRIES],
+    /// Guest pages that have had a write tag since the last full flush, by the low bits of their
+    /// numbers: most pages that become code never had one, and need no search.
+    written: [u64; WRITTEN_BITS / 64],
+}
+
+/// Bits in `Tlb::written`.
+const WRITTEN_BITS: usize = 1 << 16;
+
+/// Word and bit of the page at `gpa` in `Tlb::written`.
+const fn written_bit(gpa: u64) -> (usize, u64) {
+    let bit = (gpa / PAGE_SIZE) as usize % WRITTEN_BITS;
+    (bit / 64, 1 << (bit % 64))
 }
 
 impl Tlb {
@@ -69,6 +81,7 @@ impl Tlb {
             }
         }
         self.exec = [0; ENTRIES];
+        self.written.fill(0);
         self.filled = [Vec::new(), Vec::new()];
     }
 
@@ -120,6 +133,10 @@ impl Tlb {
         let page = linear & !(PAGE_SIZE - 1);
         let write = if writable { page } else { Entry::invalid(index) };
         self.note_filled(class as u8, index, global);
+        if writable {
+            let (word, bit) = written_bit(gpa);
+            self.written[word] |= bit;
+        }
         self.classes[class as usize][index] = Entry { read: page, write, host, gpa };
     }
 
@@ -146,6 +163,7 @@ impl Tlb {
     pub fn flush_all(&mut self) {
         self.flush(false);
         self.flush(true);
+        self.written.fill(0);
     }
 
     /// Drops all but global translations (MOV to CR3).
@@ -163,6 +181,10 @@ impl Tlb {
     /// Takes the write tags of every translation of the page at `gpa`: it now holds translated
     /// code.
     pub fn protect(&mut self, gpa: u64) {
+        let (word, bit) = written_bit(gpa);
+        if self.written[word] & bit == 0 {
+            return;
+        }
         for class in &mut self.classes {
             for (index, entry) in class.iter_mut().enumerate() {
                 if entry.gpa == gpa {
