@@ -79,7 +79,7 @@ fn reset_gives_status_0() -> Result<()> {
 fn power_off_gives_status_1() -> Result<()> {
     let Some(lab) = Lab::or_skip() else { return Ok(()) };
     let mut guest = boot(&lab, &lab.machine("poweroff"))?;
-    guest.type_line("poweroff -f")?;
+    guest.type_line("poweroff")?;
     guest.expect_exit(powered_off(&lab), END)?;
     Ok(())
 }

@@ -12,8 +12,7 @@ use crate::{build, no_arguments};
 /// Runs in the guest before the shell.
 const RC: &str = "\
 mount -t ext4 /dev/vda /mnt
-echo
-echo \"This is $(uname -sr) in a bhyve guest; its disk is on /mnt. End it with: poweroff\"
+marker=\"This is $(uname -sr) in a bhyve guest; its disk is on /mnt. End it with: poweroff\"
 ";
 
 /// The disk's size.
@@ -31,12 +30,7 @@ pub fn run(parser: &mut Parser) -> Result<ExitCode> {
         return Err("another demo is running: it has the disk".into());
     }
     let kernel = Kernel::fetch(&cache, Flavour::Cloud)?;
-    // In the demo, and only there, poweroff needs no -f: there is no init to ask.
-    let initrd = Initramfs::new(&kernel, Script::Shell)
-        .file("etc/rc", 0o755, RC.into())
-        .file("sbin/poweroff", 0o755, b"#!/bin/sh\nsync; umount -a -r; exec /bin/poweroff -f\n".to_vec())
-        .file("sbin/reboot", 0o755, b"#!/bin/sh\nsync; umount -a -r; exec /bin/reboot -f\n".to_vec())
-        .build(&cache)?;
+    let initrd = Initramfs::new(&kernel, Script::Shell).file("etc/rc", 0o755, RC.into()).build(&cache)?;
     let content = cache.get_or_make("demo/content", |path| {
         std::fs::create_dir(path)?;
         Ok(std::fs::write(path.join("README"), "What you write here is there on the next demo.\n")?)

@@ -126,7 +126,9 @@ fn step(guest: &mut Guest, name: &str, command: &str, timeout: Duration) -> Resu
     let start = std::time::Instant::now();
     let (status, output) = guest.run_for(command, timeout)?;
     if status != 0 {
-        return Err(format!("{name} gave {status}:\n{output}").into());
+        // A process that died of a fault left a line there with its address and bytes.
+        let (_, kernel) = guest.run("dmesg | tail -n 20")?;
+        return Err(format!("{name} gave {status}:\n{output}\ndmesg:\n{kernel}").into());
     }
     say(&format!("{name}: passed in {:.1} s\n{}", start.elapsed().as_secs_f64(), output.trim()));
     Ok(())

@@ -85,7 +85,9 @@ impl<'a> Initramfs<'a> {
             archive.folder(folder);
         }
         archive.character_device("dev/console", 5, 1);
-        archive.file("etc/acpi/PWRF/00000080", 0o755, b"#!/bin/sh\nexec poweroff -f\n");
+        archive.file("etc/acpi/PWRF/00000080", 0o755, b"#!/bin/sh\nexec poweroff\n");
+        archive.file("etc/inittab", 0o644, INITTAB.as_bytes());
+        archive.file("etc/session", 0o755, SESSION.as_bytes());
         let mut load = String::new();
         for (name, content) in &modules {
             archive.file(&format!("lib/modules/{name}.ko"), 0o644, content);
@@ -147,16 +149,32 @@ const LOAD: &str = "while read -r module; do insmod /lib/modules/$module.ko; don
 /// Hands over to the system on the first disk.
 const DISK: &str = "mount -t ext4 /dev/vda /mnt && exec switch_root /mnt /sbin/init\n";
 
-/// From mounted file systems to a shell with job control on the first serial port.
+/// From mounted file systems to a shell with job control on the first serial port. busybox's init
+/// is the first process from there on, for its `poweroff`, `halt` and `reboot` ask that; it starts
+/// the shell, as a shell's own background jobs would never see Ctrl-C.
 const SHELL: &str = "\
 mkdir -p /dev/pts /dev/shm
 mount -t devpts pts /dev/pts
 hostname guest
 ip link set lo up
+marker=MARKER
 if [ -x /etc/rc ]; then . /etc/rc; fi
-echo MARKER
+echo $marker
+exec /bin/busybox init
+";
+
+/// What busybox's init does: one shell, whose end is the machine's, and what must come before that.
+const INITTAB: &str = "\
+::once:/etc/session
+::shutdown:/bin/umount -a -r 2>/dev/null
+";
+
+/// The shell on the console.
+const SESSION: &str = "\
+#!/bin/sh
 cd /root
 setsid cttyhack sh </dev/ttyS0 >/dev/ttyS0 2>&1
+exec poweroff
 ";
 
 #[cfg(test)]
