@@ -10,8 +10,11 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }
 
-/// Builds `bhyve` with optimizations and gives its path.
+/// Builds `bhyve` with optimizations and gives its path; `$BHYVE` names another to use as it is.
 pub fn bhyve() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("BHYVE") {
+        return Ok(std::fs::canonicalize(path)?);
+    }
     succeed(cargo().args(["build", "--release", "--package", "programs", "--bin", "bhyve"]))?;
     // This program is TARGET/PROFILE/xtask, where TARGET is wherever cargo was told to build.
     let own = std::env::current_exe()?;
