@@ -3,7 +3,7 @@
 //!
 //! `DIFFERENTIAL_SEQUENCES` sets how many sequences run, `DIFFERENTIAL_SEED` the first seed.
 
-mod generate;
+pub mod generate;
 mod native;
 mod random;
 
@@ -14,7 +14,7 @@ use engine::{CpuidTable, Segment, Topology, VmConfig, VmServices, seg};
 use memory::{Backing, GuestMemory};
 
 use crate::apic::Apics;
-use crate::cpu::{Activity, control};
+use crate::cpu::{Activity, Cpu, control};
 use crate::run::SoftVcpu;
 use crate::shared::Shared;
 use generate::{CODE, DATA, DATA_SIZE};
@@ -22,8 +22,8 @@ use random::Random;
 
 /// Guest-physical addresses of page tables, code and data.
 const TABLES: u64 = 0x1000;
-const CODE_GPA: u64 = 0x20_0000;
-const DATA_GPA: u64 = 0x40_0000;
+pub const CODE_GPA: u64 = 0x20_0000;
+pub const DATA_GPA: u64 = 0x40_0000;
 const RAM: u64 = 0x80_0000;
 
 struct NoController;
@@ -37,6 +37,12 @@ impl InterruptController for NoController {
 
 /// A VM with one vCPU in 64-bit mode, CPL 0, interrupts off.
 pub fn long_mode() -> (SoftVcpu, GuestMemory) {
+    let (mut vcpus, memory) = long_mode_vcpus(1);
+    (vcpus.remove(0), memory)
+}
+
+/// A VM with some such vCPUs.
+pub fn long_mode_vcpus(count: u32) -> (Vec<SoftVcpu>, GuestMemory) {
     let memory = GuestMemory::new(&[(0, RAM)], &Backing::Anonymous).unwrap();
     let clock = Clock::new();
     let services = VmServices {
@@ -48,9 +54,9 @@ pub fn long_mode() -> (SoftVcpu, GuestMemory) {
         clock,
     };
     let _: &PowerSwitch = &services.power;
-    let topology = Topology { sockets: 1, cores: 1, threads: 1 };
+    let topology = Topology { sockets: 1, cores: count, threads: 1 };
     let config = VmConfig {
-        vcpus: 1,
+        vcpus: count,
         cpuid: CpuidTable { topology, leaves: Vec::new() },
         strict_msr: true,
         x2apic: false,
@@ -58,9 +64,16 @@ pub fn long_mode() -> (SoftVcpu, GuestMemory) {
     };
     let apics = Apics::new(&config, &services);
     let shared = Shared::new(config, services);
-    let mut vcpu = SoftVcpu::new(&shared, &apics, 0).unwrap();
     page_tables(&memory);
-    let cpu = vcpu.cpu_mut();
+    let vcpus = (0..count).map(|id| {
+        let mut vcpu = SoftVcpu::new(&shared, &apics, id).unwrap();
+        enter_long_mode(vcpu.cpu_mut());
+        vcpu
+    });
+    (vcpus.collect(), memory)
+}
+
+fn enter_long_mode(cpu: &mut Cpu) {
     cpu.cr0 = control::CR0_PE | control::CR0_PG | control::CR0_NE | control::CR0_WP | control::CR0_ET;
     cpu.cr4 = control::CR4_PAE | control::CR4_OSFXSR | control::CR4_OSXMMEXCPT | control::CR4_OSXSAVE;
     cpu.efer = control::EFER_LME | control::EFER_LMA | control::EFER_SCE;
@@ -70,7 +83,7 @@ pub fn long_mode() -> (SoftVcpu, GuestMemory) {
     for n in [seg::ES, seg::SS, seg::DS, seg::FS, seg::GS] {
         cpu.segments[n] = Segment { base: 0, limit: u32::MAX, access: 0xc093, selector: 16 };
     }
-    (vcpu, memory)
+    cpu.activity = Activity::Running;
 }
 
 /// Maps CODE and DATA, 2 MiB each, where the native run has them, too.

@@ -36,7 +36,7 @@ impl SoftVcpu {
         let result = self.run_code(target, mode);
         match result {
             Ok(Outcome::Done) if trap => self.single_step(),
-            Ok(Outcome::Done | Outcome::Again) => {}
+            Ok(Outcome::Done | Outcome::Entered | Outcome::Again) => {}
             Ok(Outcome::Stop(stop)) => return Some(stop),
             Err(exception) => self.raise(exception),
         }
@@ -186,7 +186,16 @@ impl SoftVcpu {
     fn flow(&mut self, insn: &Instruction, flow: Flow) -> Outcome {
         match flow {
             Flow::Next => self.cpu.rip = self.cpu.next_rip(insn),
-            Flow::Jump => {}
+            Flow::Jump => {
+                let stepped = match insn.mnemonic() {
+                    // They clear TF before anything could trap (Intel SDM vol. 3, 18.3.1.4).
+                    Mnemonic::Int | Mnemonic::Int1 | Mnemonic::Int3 | Mnemonic::Into => false,
+                    // The mask of IA32_FMASK decides.
+                    Mnemonic::Syscall => self.cpu.rflags & flag::TF != 0,
+                    _ => true,
+                };
+                return if stepped { Outcome::Done } else { Outcome::Entered };
+            }
             Flow::Again => return Outcome::Again,
             Flow::Halt => {
                 self.cpu.rip = self.cpu.next_rip(insn);
@@ -240,6 +249,8 @@ impl SoftVcpu {
 pub(super) enum Outcome {
     /// An instruction or more were completed.
     Done,
+    /// A handler was entered by an instruction that no single-step trap follows.
+    Entered,
     /// Nothing was completed since the last look.
     Again,
     /// `run` ends.

@@ -6,6 +6,8 @@ mod exits;
 mod lookup;
 mod state;
 mod step;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

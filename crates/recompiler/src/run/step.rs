@@ -51,7 +51,7 @@ impl SoftVcpu {
         });
         match done {
             Ok(Outcome::Done) if trap => self.single_step(),
-            Ok(Outcome::Done | Outcome::Again) => {}
+            Ok(Outcome::Done | Outcome::Entered | Outcome::Again) => {}
             Ok(Outcome::Stop(_)) => return Err("the instruction stops the VM"),
             Err(exception) => self.raise(exception),
         }
