@@ -34,6 +34,11 @@ impl InterruptController for NoChipset {
 
 /// A vCPU after power-on with CPUID answers that tests may need; `vendor` as CPUID has it in EBX.
 pub fn cpu_of(vendor: u32) -> Box<Cpu> {
+    cpu_with(vendor, |_| {})
+}
+
+/// The same, of a VM that `change` has changed.
+pub fn cpu_with(vendor: u32, change: impl FnOnce(&mut VmConfig)) -> Box<Cpu> {
     let clock = Clock::new();
     let services = VmServices {
         memory: GuestMemory::new(&[(0, RAM)], &Backing::Anonymous).unwrap(),
@@ -48,11 +53,16 @@ pub fn cpu_of(vendor: u32) -> Box<Cpu> {
         (0, 0, leaf(0xd, vendor, 0, 0)),
         (1, 0, leaf(0, 0, u32::MAX, u32::MAX)),
         (7, 0, leaf(0, u32::MAX, u32::MAX, 0)),
+        (0xd, 0, leaf(7, 832, 832, 0)),
+        (0xd, 1, leaf(7, 0, 0, 0)),
+        (0xd, 2, leaf(256, 576, 0, 0)),
+        (0x8000_0000, 0, leaf(0x8000_0008, 0, 0, 0)),
         (0x8000_0001, 0, leaf(0, 0, u32::MAX, u32::MAX)),
         (0x8000_0008, 0, leaf(0x3028, 0, 0, 0)),
     ];
     let cpuid = CpuidTable { topology: Topology { sockets: 1, cores: 1, threads: 1 }, leaves };
-    let config = VmConfig { vcpus: 1, cpuid, strict_msr: true, x2apic: false, strict_io: false };
+    let mut config = VmConfig { vcpus: 1, cpuid, strict_msr: true, x2apic: false, strict_io: false };
+    change(&mut config);
     let apics = Apics::new(&config, &services);
     let apic = apics.get(0).unwrap().clone();
     Cpu::new_boxed(Shared::new(config, services), 0, apic)

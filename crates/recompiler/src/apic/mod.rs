@@ -16,13 +16,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use bus::{Clock, InterruptController, Timer};
-use engine::{Topology, VmConfig, VmServices};
+use engine::{VmConfig, VmServices, host_tsc_hz};
 
 use crate::exception::{Exception, Exec};
 use registers::{Effect, Features, Registers};
 
 pub use registers::{Lvt, pending};
-pub use timer::{BUS_HZ, host_tsc, host_tsc_hz};
+pub use timer::{BUS_HZ, host_tsc};
 
 /// MSRs of x2APIC mode (Intel SDM vol. 3, table 11-6).
 pub const X2APIC_MSRS: std::ops::RangeInclusive<u32> = 0x800..=0x8ff;
@@ -57,18 +57,8 @@ pub struct Apics {
     intr: AtomicBool,
 }
 
-/// The APIC id of vCPU `index`: thread, core and package in bit fields that are as wide as their
-/// counts need (Intel SDM vol. 3, 9.9.3).
-fn apic_id(topology: &Topology, index: u32) -> u32 {
-    let bits = |n: u32| n.max(1).next_power_of_two().trailing_zeros();
-    let (threads, cores) = (topology.threads.max(1), topology.cores.max(1));
-    let (thread, core, package) = (index % threads, index / threads % cores, index / threads / cores);
-    let shift = bits(threads);
-    thread | core << shift | package.wrapping_shl(shift + bits(cores))
-}
-
 fn features(config: &VmConfig) -> Features {
-    let leaf = |n: u32| config.cpuid.leaves.iter().find(|l| l.0 == n && l.1 == 0).map(|l| l.2);
+    let leaf = |n: u32| config.cpuid.leaf(n, 0);
     let ecx = leaf(1).map_or(0, |l| l.ecx);
     let width = leaf(0x8000_0008).map_or(36, |l| l.eax & 0xff).clamp(32, 52);
     Features { x2apic: ecx & 1 << 21 != 0, tsc_deadline: ecx & 1 << 24 != 0, physical_mask: (1 << width) - 1 }
@@ -80,7 +70,7 @@ impl Apics {
         let features = features(config);
         Arc::new_cyclic(|peers| {
             let cpu = |index| {
-                let id = apic_id(&config.cpuid.topology, index);
+                let id = config.cpuid.topology.apic_id(index);
                 let registers = Registers::new(id, index == 0, config.x2apic, features);
                 Apic::new(index, registers, services, peers.clone())
             };

@@ -271,13 +271,12 @@ impl Registers {
             valid |= base::X2APIC;
         }
         let mode = |v: u64| (v & base::ENABLE != 0, v & base::X2APIC != 0);
-        let legal = match (mode(self.base), mode(value)) {
-            (_, (false, true)) => false,
-            ((true, true), (true, false)) => false,
-            ((false, _), (true, true)) => false,
-            _ => true,
-        };
-        if value & !valid != 0 || !legal {
+        // Not to x2APIC without "enabled", not back to xAPIC, not straight from off to x2APIC.
+        let illegal = matches!(
+            (mode(self.base), mode(value)),
+            (_, (false, true)) | ((true, true), (true, false)) | ((false, _), (true, true))
+        );
+        if value & !valid != 0 || illegal {
             return Err(Illegal);
         }
         let (was, was_x2apic) = (self.enabled(), self.x2apic());

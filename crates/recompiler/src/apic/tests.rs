@@ -2,7 +2,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use bus::{Bus, Msi, MsiSink, PowerSwitch, Timers};
-use engine::{ApicState, CpuidLeaf, CpuidTable};
+use engine::{ApicState, CpuidLeaf, CpuidTable, Topology};
 use memory::{Backing, GuestMemory};
 
 use super::registers::index;
@@ -366,9 +366,13 @@ fn no_interrupt_is_lost_between_threads() {
                 })
             })
             .collect();
-        senders.into_iter().for_each(|s| s.join().unwrap());
+        for sender in senders {
+            sender.join().unwrap();
+        }
         done.store(true, Ordering::SeqCst);
-        apics.all().iter().for_each(|a| a.raise());
+        for apic in apics.all() {
+            apic.raise();
+        }
         for receiver in receivers {
             receiver.join().unwrap();
         }

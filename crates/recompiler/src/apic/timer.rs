@@ -2,8 +2,8 @@
 
 use bus::Clock;
 
-/// Frequency of the timer's bus clock: 128 MiHz, as bhyve has it.
-pub const BUS_HZ: u64 = 128 << 20;
+/// Frequency of the timer's bus clock.
+pub const BUS_HZ: u64 = engine::APIC_BUS_HZ as u64;
 
 /// A shorter period would only keep the host busy: no guest can take interrupts faster.
 const SHORTEST_PERIOD: u64 = 50_000;
@@ -119,48 +119,8 @@ impl Timing {
     }
 }
 
-/// Ticks a second of the host's TSC: from CPUID 15h where it tells, else measured once.
-pub fn host_tsc_hz() -> u64 {
-    static HZ: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
-    *HZ.get_or_init(|| from_cpuid().unwrap_or_else(measure))
-}
-
-/// Leaf 15h: crystal frequency and its ratio to the TSC (Intel SDM vol. 2, CPUID).
-fn from_cpuid() -> Option<u64> {
-    if std::arch::x86_64::__cpuid(0).eax < 0x15 {
-        return None;
-    }
-    let leaf = std::arch::x86_64::__cpuid(0x15);
-    let hz = u64::from(leaf.ecx) * u64::from(leaf.ebx) / u64::from(leaf.eax).max(1);
-    // Hypervisors leave parts of the leaf out or wrong; a TSC below 100 MHz or above 10 GHz is.
-    (leaf.eax != 0 && (100_000_000..10_000_000_000).contains(&hz)).then_some(hz)
-}
-
 /// The host's time-stamp counter.
 pub fn host_tsc() -> u64 {
     // SAFETY: RDTSC reads a counter; every x86-64 processor has it.
     unsafe { std::arch::x86_64::_rdtsc() }
-}
-
-/// Best of a few short measurements against the monotonic clock.
-fn measure() -> u64 {
-    let sample = || {
-        // The pair with the least time between clock and counter is the one nobody interrupted.
-        (0..16)
-            .map(|_| {
-                let before = std::time::Instant::now();
-                let tsc = host_tsc();
-                (before.elapsed(), before, tsc)
-            })
-            .min_by_key(|(gap, ..)| *gap)
-    };
-    let first = sample();
-    std::thread::sleep(std::time::Duration::from_millis(50));
-    match (first, sample()) {
-        (Some((_, start, from)), Some((_, end, to))) => {
-            let nanos = (end - start).as_nanos().max(1);
-            (u128::from(to.wrapping_sub(from)) * 1_000_000_000 / nanos) as u64
-        }
-        _ => 1_000_000_000,
-    }
 }

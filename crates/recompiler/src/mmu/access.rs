@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use engine::{Segment, reg, seg};
 use memory::{CodeMap, PAGE_SIZE};
 
-use super::TlbClass;
 use super::walk::{Access, Translation, translate};
+use super::{Span, TlbClass};
 use crate::cpu::{Cpu, control, flag};
 use crate::exception::{Exception, Exec, vector};
 use crate::system::features::canonical;
@@ -469,68 +469,14 @@ impl Cpu {
     }
 }
 
-/// A piece of guest RAM inside one page that the current access rights allow to use directly.
-#[derive(Clone, Copy)]
-pub struct Span {
-    host: *mut u8,
-    len: usize,
-}
-
-impl Span {
-    /// Copies `source`, of the same length, here as a forward MOVS of `size`-byte elements does,
-    /// overlaps included.
-    pub fn copy_forward(&self, source: &Self, size: usize) {
-        let (from, to, count) = (source.host, self.host, self.len.min(source.len) / size);
-        // SAFETY: both spans are guest RAM of at least count * size bytes (`Cpu::ram_at`), which
-        // no Rust reference points to; the direction flag is clear as the ABI has it.
-        unsafe {
-            match size {
-                1 => {
-                    std::arch::asm!("rep movsb", inout("rcx") count => _, inout("rsi") from => _, inout("rdi") to => _, options(nostack, preserves_flags))
-                }
-                2 => {
-                    std::arch::asm!("rep movsw", inout("rcx") count => _, inout("rsi") from => _, inout("rdi") to => _, options(nostack, preserves_flags))
-                }
-                4 => {
-                    std::arch::asm!("rep movsd", inout("rcx") count => _, inout("rsi") from => _, inout("rdi") to => _, options(nostack, preserves_flags))
-                }
-                _ => {
-                    std::arch::asm!("rep movsq", inout("rcx") count => _, inout("rsi") from => _, inout("rdi") to => _, options(nostack, preserves_flags))
-                }
-            }
-        }
-    }
-
-    /// Fills with the low `size` bytes of `value`.
-    pub fn fill(&self, value: u64, size: usize) {
-        let (to, count) = (self.host, self.len / size);
-        // SAFETY: as in `copy_forward`.
-        unsafe {
-            match size {
-                1 => {
-                    std::arch::asm!("rep stosb", inout("rcx") count => _, inout("rdi") to => _, in("rax") value, options(nostack, preserves_flags))
-                }
-                2 => {
-                    std::arch::asm!("rep stosw", inout("rcx") count => _, inout("rdi") to => _, in("rax") value, options(nostack, preserves_flags))
-                }
-                4 => {
-                    std::arch::asm!("rep stosd", inout("rcx") count => _, inout("rdi") to => _, in("rax") value, options(nostack, preserves_flags))
-                }
-                _ => {
-                    std::arch::asm!("rep stosq", inout("rcx") count => _, inout("rdi") to => _, in("rax") value, options(nostack, preserves_flags))
-                }
-            }
-        }
-    }
-}
-
 impl Cpu {
     /// `len` bytes at `linear`, which lie in one page, if they are RAM that may be used directly
     /// (for writes: no translated code). Faults as an access would.
     pub fn ram_at(&mut self, linear: u64, mode: AccessMode, len: usize, write: bool) -> Exec<Option<Span>> {
         let class = class(self, mode);
         Ok(match target(self, linear, len, write, class)? {
-            Target::Host(host) => Some(Span { host, len }),
+            // SAFETY: the TLB holds pages of RAM only, and the range does not leave its page.
+            Target::Host(host) => Some(unsafe { Span::new(host, len) }),
             Target::Physical(_) => None,
         })
     }

@@ -1,11 +1,13 @@
 //! Address translation and guest memory access.
 
 mod access;
+mod span;
 #[cfg(test)]
 mod tests;
 mod tlb;
 mod walk;
 
-pub use access::{AccessMode, Fetched, Filled, Span, fetch, fill_tlb};
+pub use access::{AccessMode, Fetched, Filled, fetch, fill_tlb};
+pub use span::Span;
 pub use tlb::{ENTRIES, Entry, Tlb, TlbClass};
 pub use walk::{Access, PagingLimits, Translation, read_pdptes, translate};

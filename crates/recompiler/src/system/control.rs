@@ -23,7 +23,7 @@ pub fn execute(cpu: &mut Cpu, insn: &Instruction) -> Outcome {
         M::Smsw => smsw(cpu, insn),
         M::Clts => clts(cpu),
         M::Invlpg => invlpg(cpu, insn),
-        M::Invd | M::Wbinvd => privileged(cpu).map(|()| Flow::Next),
+        M::Invd | M::Wbinvd | M::Wbnoinvd => privileged(cpu).map(|()| Flow::Next),
         M::Hlt => privileged(cpu).map(|()| Flow::Halt),
         M::Cli => cli(cpu),
         M::Sti => sti(cpu),
@@ -58,34 +58,41 @@ pub fn guest_tsc(cpu: &Cpu) -> u64 {
 /// Bits of CR0 that exist.
 const CR0_KNOWN: u64 = 0xe005_003f;
 
+/// A control register that exists, or #UD; then the privilege.
+fn control_register(cpu: &Cpu, register: Register) -> Exec<Register> {
+    match register {
+        Register::CR0 | Register::CR2 | Register::CR3 | Register::CR4 | Register::CR8 => {
+            privileged(cpu).map(|()| register)
+        }
+        _ => Err(Exception::ud()),
+    }
+}
+
 fn mov_to_cr(cpu: &mut Cpu, insn: &Instruction) -> Exec<Flow> {
-    privileged(cpu)?;
+    let register = control_register(cpu, insn.op0_register())?;
     let value = cpu.register(insn.op1_register());
-    match insn.op0_register() {
+    match register {
         Register::CR0 => set_cr0(cpu, value)?,
         Register::CR2 => cpu.cr2 = value,
         Register::CR3 => set_cr3(cpu, value)?,
         Register::CR4 => set_cr4(cpu, value)?,
-        Register::CR8 => {
+        _ => {
             if value > 15 {
                 return Err(Exception::gp(0));
             }
             cpu.apic.set_cr8(value);
         }
-        _ => return Err(Exception::ud()),
     }
     Ok(Flow::Next)
 }
 
 fn mov_from_cr(cpu: &mut Cpu, insn: &Instruction) -> Exec<Flow> {
-    privileged(cpu)?;
-    let value = match insn.op1_register() {
+    let value = match control_register(cpu, insn.op1_register())? {
         Register::CR0 => cpu.cr0,
         Register::CR2 => cpu.cr2,
         Register::CR3 => cpu.cr3,
         Register::CR4 => cpu.cr4,
-        Register::CR8 => cpu.apic.cr8(),
-        _ => return Err(Exception::ud()),
+        _ => cpu.apic.cr8(),
     };
     cpu.set_register(insn.op0_register(), value);
     Ok(Flow::Next)
@@ -110,16 +117,18 @@ pub fn set_cr0(cpu: &mut Cpu, value: u64) -> Exec<()> {
             return Err(Exception::gp(0));
         }
         cpu.efer |= control::EFER_LMA;
-    } else if turned_on && cpu.cr4 & control::CR4_PAE != 0 {
-        cpu.pdptes = read_pdptes(cpu, cpu.cr3).ok_or(Exception::gp(0))?;
     }
     if turned_off {
-        if cpu.code64() || cpu.cr4 & control::CR4_PCIDE != 0 {
+        if cpu.code64() {
             return Err(Exception::gp(0));
         }
         cpu.efer &= !control::EFER_LMA;
     }
     let changed = new ^ cpu.cr0;
+    let pae = new & CR0_PG != 0 && cpu.cr4 & control::CR4_PAE != 0 && !cpu.long_mode();
+    if pae && changed & (CR0_PG | CR0_CD | CR0_NW) != 0 {
+        cpu.pdptes = read_pdptes(cpu, cpu.cr3).ok_or(Exception::gp(0))?;
+    }
     cpu.cr0 = new;
     if changed & (CR0_PG | CR0_WP | CR0_PE) != 0 {
         cpu.tlb.flush_all();

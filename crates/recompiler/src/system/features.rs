@@ -24,7 +24,8 @@ pub struct Feature(pub u32, pub u32, pub Reg, pub u32);
 /// Feature bits (Intel SDM vol. 2, CPUID; AMD APM vol. 3, appendix E).
 pub mod feature {
     #![allow(missing_docs)]
-    use super::{Feature, Reg::*};
+    use super::Feature;
+    use super::Reg::{A, B, C, D};
     pub const VME: Feature = Feature(1, 0, D, 1);
     pub const DE: Feature = Feature(1, 0, D, 2);
     pub const PSE: Feature = Feature(1, 0, D, 3);
@@ -70,8 +71,7 @@ pub mod feature {
 impl Cpu {
     /// The static answer for exactly this leaf; zeros if there is none.
     pub fn cpuid_leaf(&self, leaf: u32, sub: u32) -> CpuidLeaf {
-        let leaves = &self.shared.config.cpuid.leaves;
-        leaves.iter().find(|l| l.0 == leaf && l.1 == sub).map_or_else(CpuidLeaf::default, |l| l.2)
+        self.shared.config.cpuid.leaf(leaf, sub).unwrap_or_default()
     }
 
     /// Whether the guest's CPUID has a feature.

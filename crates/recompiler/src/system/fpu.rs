@@ -13,6 +13,8 @@ use crate::mmu::AccessMode;
 
 /// MXCSR bits that exist (Intel SDM vol. 1, 10.2.3).
 const MXCSR_MASK: u32 = 0xffff;
+/// MXCSR in its initial state.
+const MXCSR_RESET: u32 = 0x1f80;
 /// Offsets in the legacy region and the standard XSAVE area (Intel SDM vol. 1, 10.5.1 and 13.4).
 const MXCSR: usize = 24;
 const ST: std::ops::Range<usize> = 32..160;
@@ -40,14 +42,14 @@ pub fn execute(cpu: &mut Cpu, insn: &Instruction) -> Outcome {
         M::Xrstor | M::Xrstor64 => xrstor(cpu, insn),
         M::Ldmxcsr | M::Vldmxcsr => ldmxcsr(cpu, insn),
         M::Fnstenv => x87_only(cpu).and_then(|()| fnstenv(cpu, insn)),
-        M::Fldenv => x87_only(cpu).and_then(|()| fldenv(cpu, insn)),
+        M::Fldenv => waiting(cpu).and_then(|()| fldenv(cpu, insn)),
         M::Fnsave => x87_only(cpu).and_then(|()| fnsave(cpu, insn)),
-        M::Frstor => x87_only(cpu).and_then(|()| frstor(cpu, insn)),
+        M::Frstor => waiting(cpu).and_then(|()| frstor(cpu, insn)),
         _ => return None,
     })
 }
 
-#[derive(PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Format {
     Standard,
     Compacted,
@@ -56,6 +58,12 @@ enum Format {
 fn x87_only(cpu: &Cpu) -> Exec<()> {
     let off = cpu.cr0 & (control::CR0_EM | control::CR0_TS) != 0;
     if off { Err(Exception::plain(vector::NM)) } else { Ok(()) }
+}
+
+/// The checks of an x87 instruction that waits: an unmasked exception comes before it.
+fn waiting(cpu: &Cpu) -> Exec<()> {
+    x87_only(cpu)?;
+    if Image::save().pending() { Err(Exception::plain(vector::MF)) } else { Ok(()) }
 }
 
 /// The checks of FXSAVE and FXRSTOR, and the operand's linear address.
@@ -182,17 +190,21 @@ fn xsave(cpu: &mut Cpu, insn: &Instruction, format: Format) -> Exec<Flow> {
     let linear = aligned(cpu, place, size as u64, true)?;
     cpu.probe_linear(linear, AccessMode::Current, size, true)?;
     let region = legacy_region(cpu, true);
-    let used = in_use(cpu, &region);
     let compacted = format == Format::Compacted;
+    let mut used = in_use(cpu, &region);
+    // In this format MXCSR comes and goes with SSE (Intel SDM vol. 1, 13.10).
+    if compacted && cpu.mxcsr != MXCSR_RESET {
+        used |= SSE;
+    }
     // XSAVEC leaves components in their initial state out.
     let stored = if compacted { asked & used } else { asked };
-    let mut header = [0; 64];
+    // What lies behind XCOMP_BV is not written.
+    let mut header = [0; 16];
     cpu.read_linear(linear + HEADER as u64, AccessMode::Current, &mut header)?;
     let kept = if compacted { 0 } else { word(&header, 0) & !asked };
     header[..8].copy_from_slice(&(kept | asked & used).to_le_bytes());
     if compacted {
         header[8..16].copy_from_slice(&(asked | COMPACTED).to_le_bytes());
-        header[16..].fill(0);
     }
     let parts = [
         (stored & X87 != 0, 0..MXCSR),
@@ -243,11 +255,12 @@ fn xrstor(cpu: &mut Cpu, insn: &Instruction) -> Exec<Flow> {
         let end = YMM_HIGH + 16 * count;
         cpu.read_linear(linear + YMM_HIGH as u64, AccessMode::Current, &mut area[YMM_HIGH..end])?;
     }
-    let loads_mxcsr = asked & (SSE | AVX) != 0 && (!compacted || present & SSE != 0);
+    // Standard: with SSE or AVX, whatever XSTATE_BV says; compacted: with SSE (SDM vol. 1, 13.8).
+    let loads_mxcsr = if compacted { asked & present & SSE != 0 } else { asked & (SSE | AVX) != 0 };
     if loads_mxcsr {
         cpu.mxcsr = mxcsr_of(&area)?;
     } else if asked & SSE != 0 {
-        cpu.mxcsr = 0x1f80;
+        cpu.mxcsr = MXCSR_RESET;
     }
     if asked & X87 != 0 {
         let mut image = Image::initial();
@@ -362,13 +375,7 @@ fn fldenv(cpu: &mut Cpu, insn: &Instruction) -> Exec<Flow> {
     let mut env = [0; 28];
     cpu.read_linear(linear, AccessMode::Current, &mut env[..size])?;
     let mut image = Image::save();
-    // Registers are addressed relative to TOP in the image: keep them in their places.
-    let (old_top, new_top) = (usize::from(image.0[3] >> 3 & 7), usize::from(env[size / 7 + 1] >> 3 & 7));
-    let old = image.0;
-    for n in 0..8 {
-        let from = 32 + 16 * ((n + new_top + 8 - old_top) % 8);
-        image.0[32 + 16 * n..48 + 16 * n].copy_from_slice(&old[from..from + 16]);
-    }
+    image.turn(usize::from(env[size / 7 + 1] >> 3 & 7));
     set_environment(&mut image, &env, size);
     image.load();
     Ok(Flow::Next)

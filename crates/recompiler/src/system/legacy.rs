@@ -25,12 +25,12 @@ pub fn execute(cpu: &mut Cpu, insn: &Instruction) -> Outcome {
         M::Loop | M::Loope | M::Loopne | M::Jcxz | M::Jecxz | M::Jrcxz => counted(cpu, insn),
         M::Xlatb => xlat(cpu, insn),
         M::Bound => bound(cpu, insn),
-        M::Aaa => adjust(cpu, true),
-        M::Aas => adjust(cpu, false),
-        M::Daa => decimal(cpu, true),
-        M::Das => decimal(cpu, false),
+        M::Aaa => Ok(adjust(cpu, true)),
+        M::Aas => Ok(adjust(cpu, false)),
+        M::Daa => Ok(decimal(cpu, true)),
+        M::Das => Ok(decimal(cpu, false)),
         M::Aam => aam(cpu, insn),
-        M::Aad => aad(cpu, insn),
+        M::Aad => Ok(aad(cpu, insn)),
         M::Salc => {
             let value = if cpu.rflags & flag::CF != 0 { 0xff } else { 0 };
             set_low(cpu, reg::RAX, value, 1);
@@ -330,7 +330,7 @@ fn byte_flags(value: u8) -> u64 {
 }
 
 /// AAA and AAS.
-fn adjust(cpu: &mut Cpu, add: bool) -> Exec<Flow> {
+fn adjust(cpu: &mut Cpu, add: bool) -> Flow {
     let ax = cpu.gpr[reg::RAX] as u16;
     let carry = ax & 0xf > 9 || cpu.rflags & flag::AF != 0;
     let new = match (carry, add) {
@@ -341,11 +341,11 @@ fn adjust(cpu: &mut Cpu, add: bool) -> Exec<Flow> {
     set_low(cpu, reg::RAX, u64::from(new), 2);
     let both = flag::AF | flag::CF;
     set_flags(cpu, ARITHMETIC_FLAGS, if carry { both } else { 0 } | byte_flags(new as u8));
-    Ok(Flow::Next)
+    Flow::Next
 }
 
 /// DAA and DAS.
-fn decimal(cpu: &mut Cpu, add: bool) -> Exec<Flow> {
+fn decimal(cpu: &mut Cpu, add: bool) -> Flow {
     let old = cpu.gpr[reg::RAX] as u8;
     let (old_cf, af) = (cpu.rflags & flag::CF != 0, cpu.rflags & flag::AF != 0);
     let (mut al, mut flags) = (old, 0);
@@ -366,7 +366,7 @@ fn decimal(cpu: &mut Cpu, add: bool) -> Exec<Flow> {
     }
     set_low(cpu, reg::RAX, u64::from(al), 1);
     set_flags(cpu, ARITHMETIC_FLAGS, flags | byte_flags(al));
-    Ok(Flow::Next)
+    Flow::Next
 }
 
 fn aam(cpu: &mut Cpu, insn: &Instruction) -> Exec<Flow> {
@@ -381,10 +381,10 @@ fn aam(cpu: &mut Cpu, insn: &Instruction) -> Exec<Flow> {
     Ok(Flow::Next)
 }
 
-fn aad(cpu: &mut Cpu, insn: &Instruction) -> Exec<Flow> {
+fn aad(cpu: &mut Cpu, insn: &Instruction) -> Flow {
     let ax = cpu.gpr[reg::RAX] as u16;
     let al = (ax as u8).wrapping_add(((ax >> 8) as u8).wrapping_mul(insn.immediate8()));
     set_low(cpu, reg::RAX, u64::from(al), 2);
     set_flags(cpu, ARITHMETIC_FLAGS, byte_flags(al));
-    Ok(Flow::Next)
+    Flow::Next
 }

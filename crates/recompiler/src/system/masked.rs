@@ -4,11 +4,12 @@
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::operand::segment_number;
+use super::x87::Image;
 use super::{Flow, Outcome};
 use crate::cpu::{Cpu, control};
 use crate::exception::{Exception, Exec, vector};
 
-/// Executes the masked moves and gathers of AVX and AVX2, and MASKMOVDQU.
+/// Executes the masked moves and gathers of AVX and AVX2, MASKMOVDQU and MASKMOVQ.
 pub fn execute(cpu: &mut Cpu, insn: &Instruction) -> Outcome {
     use Mnemonic as M;
     let (data, index) = match insn.mnemonic() {
@@ -19,6 +20,7 @@ pub fn execute(cpu: &mut Cpu, insn: &Instruction) -> Outcome {
         M::Vgatherqps | M::Vpgatherqd => (4, 8),
         M::Vgatherqpd | M::Vpgatherqq => (8, 8),
         M::Maskmovdqu | M::Vmaskmovdqu => (1, 0),
+        M::Maskmovq => return Some(quadword(cpu, insn).map(|()| Flow::Next)),
         _ => return None,
     };
     let mut run = || {
@@ -149,11 +151,41 @@ fn gather(cpu: &mut Cpu, insn: &Instruction, data: usize, index: usize) -> Exec<
     Ok(())
 }
 
+/// MASKMOVDQU.
 fn bytes(cpu: &mut Cpu, insn: &Instruction) -> Exec<()> {
     let data = read(cpu, insn.op1_register());
     let mask = read(cpu, insn.op2_register());
+    store_bytes(cpu, insn, &data, &mask, 16)
+}
+
+/// MASKMOVQ: its registers are those of the x87 (Intel SDM vol. 1, 9.2.1), and as every MMX
+/// instruction it makes all of them valid and TOP 0.
+fn quadword(cpu: &mut Cpu, insn: &Instruction) -> Exec<()> {
+    if cpu.cr0 & control::CR0_EM != 0 {
+        return Err(Exception::ud());
+    }
+    if cpu.cr0 & control::CR0_TS != 0 {
+        return Err(Exception::plain(vector::NM));
+    }
+    let mut image = Image::save();
+    if image.pending() {
+        return Err(Exception::plain(vector::MF));
+    }
+    image.turn(0);
+    let value = |register: Register| {
+        let mut out = [0; 32];
+        out[..8].copy_from_slice(&image.0[32 + 16 * (register.number() & 7)..][..8]);
+        out
+    };
+    store_bytes(cpu, insn, &value(insn.op1_register()), &value(insn.op2_register()), 8)?;
+    image.0[4] = 0xff;
+    image.load();
+    Ok(())
+}
+
+fn store_bytes(cpu: &mut Cpu, insn: &Instruction, data: &Vector, mask: &Vector, count: usize) -> Exec<()> {
     let place = cpu.place(insn, 0);
-    let chosen: Vec<u64> = (0..16).filter(|&n| selected(&mask, n, 1)).map(|n| n as u64).collect();
+    let chosen: Vec<u64> = (0..count).filter(|&n| selected(mask, n, 1)).map(|n| n as u64).collect();
     for &n in &chosen {
         let linear = cpu.linear_address(place.seg, place.offset.wrapping_add(n), 1, true)?;
         cpu.probe_linear(linear, crate::mmu::AccessMode::Current, 1, true)?;

@@ -22,6 +22,8 @@ pub mod syscall;
 pub mod task;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod unit;
 pub mod x87;
 
 use iced_x86::Instruction;

@@ -384,9 +384,13 @@ pub fn export(cpu: &Cpu) -> Vec<(u32, u64)> {
 pub fn import(cpu: &mut Cpu, list: &[(u32, u64)]) -> Result<(), &'static str> {
     use index::*;
     cpu.msrs.clear();
+    // First, for the deadline is relative to it.
+    if let Some((_, tsc)) = list.iter().find(|(msr, _)| *msr == TSC) {
+        cpu.tsc_offset = tsc.wrapping_sub(crate::apic::host_tsc());
+    }
     for &(msr, value) in list {
         match msr {
-            TSC => cpu.tsc_offset = value.wrapping_sub(crate::apic::host_tsc()),
+            TSC => {}
             // Held by other fields of the state.
             EFER | APIC_BASE | FS_BASE | GS_BASE => {}
             TSC_ADJUST => {

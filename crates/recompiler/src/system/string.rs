@@ -1,7 +1,7 @@
 //! MOVS, STOS, LODS, SCAS and CMPS with all repeat forms.
 //!
-//! Forward MOVS and STOS go page by page in one host copy; everything else goes element by
-//! element. RCX, RSI and RDI always stand at the element that is next, so faults and interrupts
+//! Repeated forms go page by page with one host instruction where both operands are RAM (SCAS and
+//! CMPS only upwards); everything else goes element by element. RCX, RSI and RDI always stand at the element that is next, so faults and interrupts
 //! can come between any two.
 
 use std::sync::atomic::Ordering;
@@ -14,7 +14,7 @@ use super::operand::{mask, segment_number};
 use super::{Flow, Outcome};
 use crate::cpu::{ARITHMETIC_FLAGS, Cpu, flag};
 use crate::exception::Exec;
-use crate::mmu::AccessMode;
+use crate::mmu::{AccessMode, Span};
 
 /// Most rounds (elements or pages) before interrupts are looked at.
 const BATCH: u32 = 1024;
@@ -122,15 +122,15 @@ fn run(cpu: &mut Cpu, form: &Form) -> Exec<Flow> {
         return Ok(Flow::Next);
     };
     let compares = matches!(form.operation, Operation::Scan | Operation::Compare);
-    let forward = cpu.rflags & flag::DF == 0;
     for _ in 0..BATCH {
         let count = form.count(cpu);
         if count == 0 {
             return Ok(Flow::Next);
         }
-        let bulk = forward && matches!(form.operation, Operation::Move | Operation::Store);
-        if bulk && let Some(done) = chunk(cpu, form, count)? {
-            form.advance(cpu, reg::RCX, done.wrapping_neg());
+        if let Some(stop) = bulk(cpu, form, count, equal) {
+            if stop {
+                return Ok(Flow::Next);
+            }
         } else {
             element(cpu, form)?;
             form.advance(cpu, reg::RCX, u64::MAX);
@@ -204,51 +204,87 @@ fn compare(cpu: &mut Cpu, left: u64, right: u64, size: usize) {
     cpu.rflags = cpu.rflags & !ARITHMETIC_FLAGS | flags;
 }
 
-/// Moves or stores as many elements as lie in one source and one destination page of RAM, and
-/// says how many. `None`: this element needs the slow way.
-fn chunk(cpu: &mut Cpu, form: &Form, count: u64) -> Exec<Option<u64>> {
+/// Elements of an operand, `count` at most, that lie on its page in the direction of the
+/// instruction, before its offset wraps. 0: the first one crosses a page or may not be accessed.
+fn on_page(cpu: &Cpu, form: &Form, operand: Operand, count: u64, down: bool) -> u64 {
     let size = form.size as u64;
-    let di = form.offset(cpu, reg::RDI);
-    let to = cpu.linear_address(seg::ES, di, size, true)?;
-    let mut bytes = (PAGE_SIZE - to % PAGE_SIZE).min(count.saturating_mul(size));
-    let from = if form.operation == Operation::Move {
-        let si = form.offset(cpu, reg::RSI);
-        let from = cpu.linear_address(form.segment, si, size, false)?;
-        bytes = bytes.min(PAGE_SIZE - from % PAGE_SIZE);
-        Some((si, from))
+    let Operand { segment, offset, write } = operand;
+    let Ok(linear) = cpu.linear_address(segment, offset, size, write) else { return 0 };
+    let at = linear % PAGE_SIZE;
+    if at + size > PAGE_SIZE {
+        return 0;
+    }
+    let (page, space) = if down {
+        (at / size + 1, offset / size + 1)
     } else {
-        None
+        ((PAGE_SIZE - at) / size, ((mask(form.address) - offset) / size).saturating_add(1))
     };
-    let elements = bytes / size;
+    count.min(page).min(space)
+}
+
+/// An operand of a string instruction.
+#[derive(Clone, Copy)]
+struct Operand {
+    segment: usize,
+    offset: u64,
+    write: bool,
+}
+
+/// The RAM of `count` elements of an operand that [`on_page`] knows.
+fn span(cpu: &mut Cpu, form: &Form, operand: Operand, count: u64, down: bool) -> Option<Span> {
+    let bytes = count * form.size as u64;
+    let Operand { segment, offset, write } = operand;
+    let low = if down { offset.checked_sub(bytes - form.size as u64)? } else { offset };
+    let linear = cpu.linear_address(segment, low, bytes, write).ok()?;
+    cpu.ram_at(linear, AccessMode::Current, bytes as usize, write).ok()?
+}
+
+/// Executes as many elements as lie in one page of each operand with one host instruction. `None`
+/// where that can't be: the element at hand goes the slow way, which also finds its fault. True: a
+/// comparison ended the instruction.
+fn bulk(cpu: &mut Cpu, form: &Form, count: u64, equal: bool) -> Option<bool> {
+    let down = cpu.rflags & flag::DF != 0;
+    let source = Operand { segment: form.segment, offset: form.offset(cpu, reg::RSI), write: false };
+    let stores = matches!(form.operation, Operation::Move | Operation::Store);
+    let target = Operand { segment: seg::ES, offset: form.offset(cpu, reg::RDI), write: stores };
+    let uses_source = matches!(form.operation, Operation::Move | Operation::Compare);
+    if form.operation == Operation::Load || down && !stores {
+        return None;
+    }
+    let mut elements = on_page(cpu, form, target, count, down);
+    if uses_source {
+        elements = on_page(cpu, form, source, elements, down);
+    }
     if elements < 2 {
-        return Ok(None);
+        return None;
     }
-    let bytes = elements * size;
-    // The last element's limits, and that offsets do not wrap on the way.
-    let wraps = |offset: u64| offset.checked_add(bytes - 1).is_none_or(|end| end > mask(form.address));
-    if wraps(di) || cpu.linear_address(seg::ES, di, bytes, true).is_err() {
-        return Ok(None);
-    }
-    if let Some((si, _)) = from
-        && (wraps(si) || cpu.linear_address(form.segment, si, bytes, false).is_err())
-    {
-        return Ok(None);
-    }
-    let source = match from {
-        Some((_, from)) => match cpu.ram_at(from, AccessMode::Current, bytes as usize, false)? {
-            Some(host) => Some(host),
-            None => return Ok(None),
-        },
-        None => None,
+    let from = if uses_source { Some(span(cpu, form, source, elements, down)?) } else { None };
+    let to = span(cpu, form, target, elements, down)?;
+    let accumulator = cpu.gpr[reg::RAX];
+    let compared = match (form.operation, from) {
+        (Operation::Move, Some(from)) => {
+            to.copy(&from, form.size, down);
+            None
+        }
+        (Operation::Compare, Some(from)) => Some(from.compare(&to, form.size, equal)),
+        (Operation::Scan, _) => Some(to.scan(accumulator, form.size, equal)),
+        _ => {
+            to.fill(accumulator, form.size);
+            None
+        }
     };
-    let Some(target) = cpu.ram_at(to, AccessMode::Current, bytes as usize, true)? else { return Ok(None) };
-    match source {
-        Some(source) => target.copy_forward(&source, form.size),
-        None => target.fill(cpu.gpr[reg::RAX], form.size),
+    let mut stop = false;
+    if let Some(compared) = compared {
+        elements = compared.done;
+        cpu.rflags = cpu.rflags & !ARITHMETIC_FLAGS | compared.flags;
+        stop = (compared.flags & flag::ZF != 0) != equal;
     }
-    if form.operation == Operation::Move {
-        form.advance(cpu, reg::RSI, bytes);
+    let bytes = elements * form.size as u64;
+    let step = if down { bytes.wrapping_neg() } else { bytes };
+    if uses_source {
+        form.advance(cpu, reg::RSI, step);
     }
-    form.advance(cpu, reg::RDI, bytes);
-    Ok(Some(elements))
+    form.advance(cpu, reg::RDI, step);
+    form.advance(cpu, reg::RCX, elements.wrapping_neg());
+    Some(stop)
 }

@@ -7,6 +7,7 @@ pub struct Image(pub [u8; 512]);
 
 impl Image {
     /// Zeros.
+    #[allow(clippy::new_without_default)]
     pub const fn new() -> Self {
         Self([0; 512])
     }
@@ -17,7 +18,7 @@ impl Image {
         let mut image = Self::new();
         // SAFETY: the image is aligned and large enough; FXSAVE changes nothing else.
         unsafe {
-            std::arch::asm!("fxsave64 [{}]", in(reg) image.0.as_mut_ptr(), options(nostack, preserves_flags))
+            std::arch::asm!("fxsave64 [{}]", in(reg) image.0.as_mut_ptr(), options(nostack, preserves_flags));
         };
         image.0[8..24].fill(0);
         image
@@ -36,6 +37,23 @@ impl Image {
                 out("xmm6") _, out("xmm7") _, out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
                 out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _, options(nostack, preserves_flags));
         }
+    }
+
+    /// Whether an unmasked exception waits (status bit 7, exception summary).
+    pub fn pending(&self) -> bool {
+        self.0[2] & 0x80 != 0
+    }
+
+    /// Makes physical register `top` the top of the stack; the registers stay where they are,
+    /// which the image numbers from the top.
+    pub fn turn(&mut self, top: usize) {
+        let old = self.0;
+        let by = (top + 8 - usize::from(old[3] >> 3 & 7)) % 8;
+        for n in 0..8 {
+            let from = 32 + 16 * ((n + by) % 8);
+            self.0[32 + 16 * n..48 + 16 * n].copy_from_slice(&old[from..from + 16]);
+        }
+        self.0[3] = old[3] & !0x38 | (top as u8 & 7) << 3;
     }
 
     /// The initial state, as FNINIT makes it.
