@@ -18,7 +18,12 @@ pub enum Request {
     DropCode(u64),
     /// Drop write access to the page, which is about to hold translated code; then count down.
     Protect(u64, Arc<AtomicU32>),
+    /// Drop everything: more was asked than is worth keeping a list of.
+    DropAll,
 }
+
+/// Requests that wait for a sleeping vCPU before they become one [`Request::DropAll`].
+const MAX_WAITING: usize = 512;
 
 /// Where the attention word of a vCPU is.
 struct Word(*const AtomicU32);
@@ -33,6 +38,9 @@ struct State {
     requests: VecDeque<Request>,
     /// A thread is inside `run`: it will look at requests.
     running: bool,
+    /// In [`Doorstep::sleep`]: it does what was asked before it runs guest code again, so nobody
+    /// has to wake it for that, or wait.
+    asleep: bool,
     /// `run` shall return.
     stop: bool,
 }
@@ -89,10 +97,24 @@ impl Doorstep {
         self.lock().stop
     }
 
-    /// Hands over a request; false if the vCPU does not run.
+    /// Hands over a request; false if nobody will count it down: the vCPU does not run or sleeps.
     fn post(&self, request: Request) -> bool {
         let mut state = self.lock();
         if !state.running {
+            return false;
+        }
+        if state.asleep {
+            if state.requests.len() >= MAX_WAITING {
+                state.requests.clear();
+                state.requests.push_back(Request::DropAll);
+            } else {
+                let request = match request {
+                    // Whoever asked goes on at once.
+                    Request::Protect(page, _) => Request::Protect(page, Arc::new(AtomicU32::new(1))),
+                    other => other,
+                };
+                state.requests.push_back(request);
+            }
             return false;
         }
         state.requests.push_back(request);
@@ -105,12 +127,20 @@ impl Doorstep {
         self.lock().requests.pop_front()
     }
 
-    /// Sleeps until the attention word is set.
+    /// Sleeps until the attention word is set; sets it itself if requests came meanwhile.
     pub fn sleep(&self, word: &AtomicU32) {
         let mut state = self.lock();
-        while word.load(Ordering::SeqCst) == 0 && !state.stop && state.requests.is_empty() {
+        if !state.requests.is_empty() {
+            word.store(WANTED, Ordering::SeqCst);
+            return;
+        }
+        state.asleep = true;
+        while word.load(Ordering::SeqCst) == 0 && !state.stop {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        state.asleep = false;
+        // Also where `stop` ended it: `run` may come back without having looked.
+        word.store(WANTED, Ordering::SeqCst);
     }
 }
 
