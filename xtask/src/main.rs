@@ -5,6 +5,7 @@ mod build;
 mod demo;
 mod image;
 mod lint;
+mod nested;
 mod suite;
 mod test;
 
@@ -25,6 +26,7 @@ usage: cargo xtask COMMAND
   image debian              make a Debian disk image; prints its path
   guest-suite [--vmm bhyve|qemu] [--stress MINUTES]
                             boot that image and work in it
+  nested                    stock Linux under a real KVM, on a processor that QEMU emulates
 ";
 
 fn main() -> ExitCode {
@@ -53,6 +55,7 @@ fn run() -> Result<ExitCode> {
             ["bench", "cpu"] => return bench::cpu::run(&mut parser),
             ["image", "debian"] => return image::run(&mut parser),
             ["guest-suite"] => return suite::run(&mut parser),
+            ["nested"] => return nested::run(&mut parser),
             ["help"] => {
                 print!("{USAGE}");
                 return Ok(ExitCode::SUCCESS);

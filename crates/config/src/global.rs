@@ -20,7 +20,8 @@ pub static KEYS: &[Key] = &[
     Key::new("memory.guest_in_core", Kind::Bool, "have guest memory in core dumps").default("false"),
     Key::new("acpi_tables", Kind::Bool, "make ACPI tables").default("true"),
     Key::new("acpi_tables_in_memory", Kind::Bool, "put the ACPI tables into guest memory").default("true"),
-    Key::new("destroy_on_poweroff", Kind::Bool, "destroy the VM when the guest powers off").default("false"),
+    Key::new("destroy_on_poweroff", Kind::Bool, "nothing of a VM outlives its power-off (so it is anyway)")
+        .default("false"),
     Key::new("uuid", Kind::Uuid, "UUID in the SMBIOS tables (made from host and VM name, unless set)"),
     Key::new("rtc.use_localtime", Kind::Bool, "the real time clock keeps local time, not UTC")
         .default("true"),
@@ -88,13 +89,11 @@ pub static KEYS: &[Key] = &[
     Key::new("lpc.com3.path", Kind::Text(4096), "back end of COM3"),
     Key::new("lpc.com4.path", Kind::Text(4096), "back end of COM4"),
     Key::new("lpc.pc-testdev", Kind::Bool, "have the PC test device").default("false").unsupported(),
-    Key::new("lpc.pcireg.vendor", PCIREG, "PCI vendor id of the bridge").default("0x8086").unsupported(),
-    Key::new("lpc.pcireg.device", PCIREG, "PCI device id of the bridge").default("0x7000").unsupported(),
-    Key::new("lpc.pcireg.revid", PCIREG, "PCI revision of the bridge").default("0").unsupported(),
-    Key::new("lpc.pcireg.subvendor", PCIREG, "PCI subsystem vendor id of the bridge")
-        .default("0")
-        .unsupported(),
-    Key::new("lpc.pcireg.subdevice", PCIREG, "PCI subsystem id of the bridge").default("0").unsupported(),
+    Key::new("lpc.pcireg.vendor", PCIREG, "PCI vendor id of the bridge").default("0x8086"),
+    Key::new("lpc.pcireg.device", PCIREG, "PCI device id of the bridge").default("0x7000"),
+    Key::new("lpc.pcireg.revid", PCIREG, "PCI revision of the bridge").default("0"),
+    Key::new("lpc.pcireg.subvendor", PCIREG, "PCI subsystem vendor id of the bridge").default("0"),
+    Key::new("lpc.pcireg.subdevice", PCIREG, "PCI subsystem id of the bridge").default("0"),
     Key::new("tpm.type", Kind::Choice(&["passthru", "swtpm"]), "where the TPM is").unsupported(),
     Key::new("tpm.path", Kind::Path, "device or socket of the TPM").unsupported(),
     Key::new("tpm.version", Kind::Choice(&["2.0"]), "version of the TPM").default("2.0").unsupported(),

@@ -26,6 +26,7 @@ pub struct Watch {
 
 /// Starts to watch.
 pub fn watch(reaction: Arc<dyn Reaction>) -> Result<Watch> {
+    ignore_file_size_limit();
     let mut signals = Signals::new([SIGTERM]).map_err(Error::host("cannot watch for SIGTERM"))?;
     let handle = signals.handle();
     let thread = std::thread::Builder::new()
@@ -40,6 +41,12 @@ pub fn watch(reaction: Arc<dyn Reaction>) -> Result<Watch> {
         })
         .map_err(Error::host("cannot start a thread"))?;
     Ok(Watch { handle, thread: Some(thread) })
+}
+
+/// A disk image that may not grow (`RLIMIT_FSIZE`) is an I/O error of the guest, not the end of all.
+fn ignore_file_size_limit() {
+    // SAFETY: no handler is installed and nothing else in this process wants this signal.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 impl Drop for Watch {

@@ -3,7 +3,9 @@
 use engine::{FpuState, Pending, RunState, VcpuState};
 
 use super::SoftVcpu;
-use crate::cpu::{Activity, Cpu};
+use crate::apic::pending;
+use crate::cpu::{Activity, Cpu, control};
+use crate::mmu::read_pdptes;
 use crate::system::msr;
 
 /// Offset of MXCSR in the image.
@@ -34,6 +36,7 @@ impl SoftVcpu {
             }
         }
         let (apic_base, apic) = cpu.apic.save();
+        let nmi = cpu.apic.pending() & pending::NMI != 0;
         VcpuState {
             gpr: cpu.gpr,
             rip: cpu.rip,
@@ -57,7 +60,7 @@ impl SoftVcpu {
                 Activity::WaitForSipi => RunState::WaitForSipi,
                 Activity::Running | Activity::Shutdown => RunState::Running,
             },
-            pending: Pending { nmi: false, nmi_blocked: cpu.nmi_blocked, shadow: cpu.shadow },
+            pending: Pending { nmi, nmi_blocked: cpu.nmi_blocked, shadow: cpu.shadow },
         }
     }
 
@@ -96,6 +99,11 @@ impl SoftVcpu {
         cpu.xcr0 = state.xcr0 | 1;
         cpu.dr = state.dr;
         msr::import(cpu, &state.msrs).map_err(engine::Error::State)?;
+        let pae = cpu.cr0 & control::CR0_PG != 0 && cpu.cr4 & control::CR4_PAE != 0 && !cpu.long_mode();
+        if pae {
+            // The state has no place for what CR3 loaded; nearly always memory still holds it.
+            cpu.pdptes = read_pdptes(cpu, cpu.cr3).unwrap_or_default();
+        }
         // CPL is the DPL of SS (Intel SDM vol. 3, 25.3.1.2), but 0 in real and 3 in v86 mode.
         cpu.cpl = match (cpu.protected(), cpu.virtual_8086()) {
             (false, _) => 0,
@@ -115,5 +123,27 @@ impl SoftVcpu {
         }
         cpu.tlb.flush_all();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::apic::Apics;
+    use crate::testing;
+
+    #[test]
+    fn what_the_state_does_not_hold_itself_comes_back() {
+        let shared = testing::cpu().shared.clone();
+        let apics = Apics::new(&shared.config, &shared.services);
+        let mut vcpu = SoftVcpu::new(&shared, &apics, 0).unwrap();
+        shared.services.memory.write(0x4008, &0x5001u64.to_le_bytes()).unwrap();
+        let mut state = vcpu.get_state();
+        state.cr0 |= control::CR0_PE | control::CR0_PG;
+        (state.cr3, state.cr4) = (0x4000, control::CR4_PAE);
+        state.pending.nmi = true;
+        vcpu.put_state(&state).unwrap();
+        assert_eq!(vcpu.cpu.pdptes, [0, 0x5001, 0, 0]);
+        assert!(vcpu.get_state().pending.nmi);
     }
 }
