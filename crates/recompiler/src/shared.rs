@@ -1,6 +1,7 @@
 //! What all vCPUs of a VM share.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use engine::{VmConfig, VmServices};
 
@@ -14,6 +15,9 @@ pub struct Shared {
     pub services: VmServices,
     /// What vCPUs ask of each other.
     pub fabric: Arc<Fabric>,
+    /// Guest TSC minus host TSC where the guest has not adjusted it, as the last state that was
+    /// loaded has it: all vCPUs' time-stamp counters must agree to the tick.
+    pub tsc_base: AtomicU64,
 }
 
 impl Shared {
@@ -27,6 +31,6 @@ impl Shared {
     /// Without watching the memory for stores to translated code.
     pub fn unwatched(config: VmConfig, services: VmServices) -> Arc<Self> {
         let fabric = Arc::new(Fabric::new(config.vcpus, &services.memory));
-        Arc::new(Self { config, services, fabric })
+        Arc::new(Self { config, services, fabric, tsc_base: AtomicU64::new(0) })
     }
 }

@@ -1,6 +1,8 @@
 //! RDMSR and WRMSR: what Linux, FreeBSD, SeaBIOS and OVMF touch. Numbers and layouts are from
 //! Intel SDM vol. 4 and AMD APM vol. 2, appendix A.
 
+use std::sync::atomic::Ordering;
+
 use engine::{reg, seg};
 
 use super::Flow;
@@ -386,7 +388,8 @@ pub fn import(cpu: &mut Cpu, list: &[(u32, u64)]) -> Result<(), &'static str> {
     cpu.msrs.clear();
     // First, for the deadline is relative to it.
     if let Some((_, tsc)) = list.iter().find(|(msr, _)| *msr == TSC) {
-        cpu.tsc_offset = tsc.wrapping_sub(crate::apic::host_tsc());
+        let adjust = list.iter().find(|(msr, _)| *msr == TSC_ADJUST).map_or(0, |m| m.1);
+        cpu.tsc_offset = synchronized(cpu, tsc.wrapping_sub(adjust)).wrapping_add(adjust);
     }
     for &(msr, value) in list {
         match msr {
@@ -404,6 +407,18 @@ pub fn import(cpu: &mut Cpu, list: &[(u32, u64)]) -> Result<(), &'static str> {
         }
     }
     Ok(())
+}
+
+/// The offset of a TSC that read `tsc`. The vCPUs' counters are saved and loaded one after the
+/// other, yet must agree afterwards; so what is within a second of the last one loaded is the same.
+fn synchronized(cpu: &Cpu, tsc: u64) -> u64 {
+    let base = &cpu.shared.tsc_base;
+    let (last, new) = (base.load(Ordering::SeqCst), tsc.wrapping_sub(crate::apic::host_tsc()));
+    if (new.wrapping_sub(last) as i64).unsigned_abs() < engine::host_tsc_hz() {
+        return last;
+    }
+    base.store(new, Ordering::SeqCst);
+    new
 }
 
 fn read_only(msr: u32) -> bool {

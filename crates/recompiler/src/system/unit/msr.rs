@@ -174,6 +174,24 @@ fn the_apic_is_reached_by_its_registers() {
 }
 
 #[test]
+fn counters_agree_after_a_state_was_loaded() {
+    let mut cpu = long();
+    let list = export(&cpu);
+    std::thread::sleep(std::time::Duration::from_millis(2));
+    import(&mut cpu, &list).unwrap();
+    assert_eq!(cpu.tsc_offset, 0, "as on the vCPUs whose state nobody touched");
+    // Two vCPUs of another VM, of which the guest has set one ahead.
+    let saved = read(&cpu, TSC).unwrap() + (1 << 55);
+    import(&mut cpu, &[(TSC, saved), (TSC_ADJUST, 0)]).unwrap();
+    let first = cpu.tsc_offset;
+    import(&mut cpu, &[(TSC, saved + 5000), (TSC_ADJUST, 0)]).unwrap();
+    assert_eq!(cpu.tsc_offset, first);
+    import(&mut cpu, &[(TSC, saved + (1 << 50)), (TSC_ADJUST, 1 << 50)]).unwrap();
+    assert_eq!(cpu.tsc_offset, first + (1 << 50));
+    assert_eq!(read(&cpu, TSC_ADJUST), Ok(1 << 50));
+}
+
+#[test]
 fn what_is_exported_can_be_imported() {
     let mut cpu = long();
     for (msr, value) in [
