@@ -7,6 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use memory::{CodeMap, CodeWatcher, GuestMemory, PAGE_SIZE};
 
 use crate::apic::Attention;
+use crate::mmu::Written;
 
 /// Value of [`crate::cpu::Cpu::attention`] when somebody wants it.
 const WANTED: u32 = 1 << 31;
@@ -35,6 +36,8 @@ unsafe impl Send for Word {}
 #[derive(Default)]
 struct State {
     word: Option<Word>,
+    /// The pages that may have a write tag there.
+    written: Option<Arc<Written>>,
     requests: VecDeque<Request>,
     /// A thread is inside `run`: it will look at requests.
     running: bool,
@@ -66,9 +69,18 @@ impl Doorstep {
         self.changed.notify_all();
     }
 
-    /// Says where the attention word is, or that it goes away.
-    pub fn set_word(&self, word: Option<&AtomicU32>) {
-        self.lock().word = word.map(|w| Word(w));
+    /// Says where the vCPU is.
+    pub fn arrive(&self, word: &AtomicU32, written: Arc<Written>) {
+        let mut state = self.lock();
+        state.word = Some(Word(word));
+        state.written = Some(written);
+    }
+
+    /// The vCPU goes away.
+    pub fn leave(&self) {
+        let mut state = self.lock();
+        state.word = None;
+        state.written = None;
     }
 
     /// Marks the vCPU as running or not. Requests to one that does not run are not needed: it
@@ -101,6 +113,11 @@ impl Doorstep {
     fn post(&self, request: Request) -> bool {
         let mut state = self.lock();
         if !state.running {
+            return false;
+        }
+        if let Request::Protect(page, _) = request
+            && state.written.as_ref().is_some_and(|w| !w.may_have(page))
+        {
             return false;
         }
         if state.asleep {

@@ -91,8 +91,14 @@ pub fn fill_tlb(cpu: &mut Cpu, linear: u64, write: bool, class: TlbClass) -> Exe
         Some(host) if cpu.apic.mmio_page() != Some(page) => host.as_ptr() as u64,
         _ => return Ok(Filled::NotRam(found.gpa)),
     };
+    cpu.tlb.make_room();
+    let may_write = found.writable && found.dirty;
+    if may_write {
+        // Before the look at the mask ([`super::Written`]).
+        cpu.tlb.written.note(page);
+    }
     let code = memory.code().mask(page).is_some_and(|m| m.load(Ordering::SeqCst) != 0);
-    let writable = found.writable && found.dirty && !code;
+    let writable = may_write && !code;
     cpu.tlb.fill(class, linear, host, page, writable, found.global);
     Ok(Filled::Ram)
 }

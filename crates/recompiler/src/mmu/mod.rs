@@ -9,5 +9,5 @@ mod walk;
 
 pub use access::{AccessMode, Fetched, Filled, fetch, fill_tlb};
 pub use span::Span;
-pub use tlb::{ENTRIES, Entry, Tlb, TlbClass};
+pub use tlb::{ENTRIES, Entry, Tlb, TlbClass, Written};
 pub use walk::{Access, PagingLimits, Translation, read_pdptes, translate};

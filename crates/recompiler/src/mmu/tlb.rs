@@ -7,6 +7,9 @@
 //! Translated code computes `offset = linear - tag`; `offset <= 4096 - size` is a hit, and the
 //! host address is `host + offset`. So one compare also refuses accesses that leave the page.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use memory::PAGE_SIZE;
 
 /// Entries in a class; direct mapped by the low bits of the page number.
@@ -57,18 +60,52 @@ pub struct Tlb {
     /// For each linear page that runs code: the number of its code page ([`crate::cache`]), 0: none.
     /// Filled and dropped with the rest, as class [`EXEC`].
     pub(crate) exec: [u32; ENTRIES],
-    /// Guest pages that have had a write tag since the last full flush, by the low bits of their
-    /// numbers: most pages that become code never had one, and need no search.
-    written: [u64; WRITTEN_BITS / 64],
+    /// Which pages may have a write tag.
+    pub(crate) written: Arc<Written>,
 }
 
-/// Bits in `Tlb::written`.
+/// Guest pages that may have a write tag in one vCPU's TLB, by the low bits of their numbers. Most
+/// pages that become code have none: then that vCPU need not be asked.
+///
+/// The vCPU marks a page here before it looks whether the page holds code; another marks the page
+/// as code before it looks here. So one of the two sees the other.
+pub struct Written([AtomicU64; WRITTEN_BITS / 64]);
+
+/// Bits in [`Written`].
 const WRITTEN_BITS: usize = 1 << 16;
 
-/// Word and bit of the page at `gpa` in `Tlb::written`.
-const fn written_bit(gpa: u64) -> (usize, u64) {
-    let bit = (gpa / PAGE_SIZE) as usize % WRITTEN_BITS;
-    (bit / 64, 1 << (bit % 64))
+impl Default for Written {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| AtomicU64::new(0)))
+    }
+}
+
+impl Written {
+    /// Word and bit of the page at `gpa`.
+    fn place(&self, gpa: u64) -> (&AtomicU64, u64) {
+        let bit = (gpa / PAGE_SIZE) as usize % WRITTEN_BITS;
+        (&self.0[bit / 64], 1 << (bit % 64))
+    }
+
+    /// The page at `gpa` is about to get a write tag.
+    pub fn note(&self, gpa: u64) {
+        let (word, bit) = self.place(gpa);
+        if word.load(Ordering::SeqCst) & bit == 0 {
+            word.fetch_or(bit, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether the page at `gpa` may have a write tag.
+    pub fn may_have(&self, gpa: u64) -> bool {
+        let (word, bit) = self.place(gpa);
+        word.load(Ordering::SeqCst) & bit != 0
+    }
+
+    fn clear(&self) {
+        for word in &self.0 {
+            word.store(0, Ordering::SeqCst);
+        }
+    }
 }
 
 impl Tlb {
@@ -81,7 +118,7 @@ impl Tlb {
             }
         }
         self.exec = [0; ENTRIES];
-        self.written.fill(0);
+        self.written.clear();
         self.filled = [Vec::new(), Vec::new()];
     }
 
@@ -112,19 +149,23 @@ impl Tlb {
 
     /// Notes that instructions at `linear` come from code page `number`.
     pub(crate) fn fill_exec(&mut self, linear: u64, number: u32, global: bool) {
+        self.make_room();
         let index = Self::index(linear);
         self.note_filled(EXEC, index, global);
         self.exec[index] = number;
     }
 
-    fn note_filled(&mut self, class: u8, index: usize, global: bool) {
-        let list = &mut self.filled[usize::from(global)];
-        list.push((class, index as u16));
-        // The list may name an entry often (a page that is evicted and comes back); bound it.
-        if list.len() > 16 * ENTRIES {
+    /// Empties the TLB if its list of entries is full. A list may name an entry often (a page that
+    /// is evicted and comes back). Called before a fill, never between the look at a page's code
+    /// and the fill: it forgets what is in `written`.
+    pub(crate) fn make_room(&mut self) {
+        if self.filled.iter().any(|list| list.len() >= 16 * ENTRIES) {
             self.flush_all();
-            self.filled[usize::from(global)].push((class, index as u16));
         }
+    }
+
+    fn note_filled(&mut self, class: u8, index: usize, global: bool) {
+        self.filled[usize::from(global)].push((class, index as u16));
     }
 
     /// Puts a translation in. `writable`: stores may go straight to the page.
@@ -134,8 +175,7 @@ impl Tlb {
         let write = if writable { page } else { Entry::invalid(index) };
         self.note_filled(class as u8, index, global);
         if writable {
-            let (word, bit) = written_bit(gpa);
-            self.written[word] |= bit;
+            self.written.note(gpa);
         }
         self.classes[class as usize][index] = Entry { read: page, write, host, gpa };
     }
@@ -163,7 +203,7 @@ impl Tlb {
     pub fn flush_all(&mut self) {
         self.flush(false);
         self.flush(true);
-        self.written.fill(0);
+        self.written.clear();
     }
 
     /// Drops all but global translations (MOV to CR3).
@@ -181,8 +221,7 @@ impl Tlb {
     /// Takes the write tags of every translation of the page at `gpa`: it now holds translated
     /// code.
     pub fn protect(&mut self, gpa: u64) {
-        let (word, bit) = written_bit(gpa);
-        if self.written[word] & bit == 0 {
+        if !self.written.may_have(gpa) {
             return;
         }
         for class in &mut self.classes {

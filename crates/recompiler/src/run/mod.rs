@@ -50,7 +50,7 @@ impl SoftVcpu {
         let cache = CodeCache::new(std::arch::is_x86_feature_detected!("avx"))
             .map_err(|source| engine::Error::System { what: "cannot map the code cache", source })?;
         cache.reset_jumps(&mut cpu);
-        doorstep.set_word(Some(&cpu.attention));
+        doorstep.arrive(&cpu.attention, cpu.tlb.written.clone());
         apic.set_attention(doorstep.clone());
         signal::install();
         let x87 = x87::Image::initial();
@@ -217,6 +217,6 @@ impl SoftVcpu {
 
 impl Drop for SoftVcpu {
     fn drop(&mut self) {
-        self.doorstep.set_word(None);
+        self.doorstep.leave();
     }
 }
