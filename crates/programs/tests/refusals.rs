@@ -99,6 +99,16 @@ fn disks_that_are_no_disks() {
 }
 
 #[test]
+fn options_that_would_do_nothing() {
+    let folder = Folder::new("nothing");
+    folder.refuses(
+        &with(&["-s", "3:0,virtio-blk,disk.img,bootindex=1"]),
+        "-s 3:0,virtio-blk,disk.img,bootindex=1: pci.0.3.0.bootindex (place in the firmware's boot order) \
+         is not supported by this version",
+    );
+}
+
+#[test]
 fn kernels_that_are_no_kernels() {
     let folder = Folder::new("kernels");
     folder.refuses(&SOFT, "kernel.path=kernel: No such file or directory (os error 2)");
