@@ -1,6 +1,8 @@
 //! What the host lacks or refuses, found while the machine is built: the words, the status, and
 //! that nothing is made or lost. Nothing here runs a guest.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
