@@ -127,7 +127,7 @@ fn kernels_that_are_no_kernels() {
 fn a_kernel_that_may_not_be_read() {
     let folder = Folder::new("unreadable");
     let kernel = folder.file("kernel", b"x");
-    std::fs::set_permissions(kernel, PermissionsExt::from_mode(0)).unwrap();
+    std::fs::set_permissions(kernel, PermissionsExt::from_mode(0o0)).unwrap();
     let output = folder.run(unprivileged(&folder), &SOFT);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{said}");
@@ -137,7 +137,7 @@ fn a_kernel_that_may_not_be_read() {
 #[test]
 fn an_image_survives_a_vm_that_does_not_start() {
     let folder = Folder::new("image");
-    folder.file("disk.img", &[0xa5; 1 << 20]);
+    folder.file("disk.img", &vec![0xa5; 1 << 20]);
     folder.refuses(
         &with(&["-s", "3:0,virtio-blk,disk.img"]),
         "kernel.path=kernel: No such file or directory (os error 2)",
