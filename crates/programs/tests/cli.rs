@@ -1,4 +1,5 @@
 //! What `bhyve` says to bad input, and with which status it ends. Nothing here runs a guest.
+#![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

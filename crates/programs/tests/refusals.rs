@@ -1,6 +1,8 @@
 //! What the host lacks or refuses, found while the machine is built: the words, the status, and
 //! that nothing is made or lost. Nothing here runs a guest.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -99,6 +101,16 @@ fn disks_that_are_no_disks() {
 }
 
 #[test]
+fn options_that_would_do_nothing() {
+    let folder = Folder::new("nothing");
+    folder.refuses(
+        &with(&["-s", "3:0,virtio-blk,disk.img,bootindex=1"]),
+        "-s 3:0,virtio-blk,disk.img,bootindex=1: pci.0.3.0.bootindex (place in the firmware's boot order) \
+         is not supported by this version",
+    );
+}
+
+#[test]
 fn kernels_that_are_no_kernels() {
     let folder = Folder::new("kernels");
     folder.refuses(&SOFT, "kernel.path=kernel: No such file or directory (os error 2)");
@@ -115,7 +127,7 @@ fn kernels_that_are_no_kernels() {
 fn a_kernel_that_may_not_be_read() {
     let folder = Folder::new("unreadable");
     let kernel = folder.file("kernel", b"x");
-    std::fs::set_permissions(kernel, PermissionsExt::from_mode(0)).unwrap();
+    std::fs::set_permissions(kernel, PermissionsExt::from_mode(0o0)).unwrap();
     let output = folder.run(unprivileged(&folder), &SOFT);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{said}");
@@ -125,7 +137,7 @@ fn a_kernel_that_may_not_be_read() {
 #[test]
 fn an_image_survives_a_vm_that_does_not_start() {
     let folder = Folder::new("image");
-    folder.file("disk.img", &[0xa5; 1 << 20]);
+    folder.file("disk.img", &vec![0xa5; 1 << 20]);
     folder.refuses(
         &with(&["-s", "3:0,virtio-blk,disk.img"]),
         "kernel.path=kernel: No such file or directory (os error 2)",

@@ -80,8 +80,6 @@ pub struct Block {
     pub entry: u32,
     /// The code page on which its only instruction continues; then only `checked` may be used.
     pub second_page: Option<u32>,
-    /// Some arithmetic flags are live at the entry.
-    pub flags_live: bool,
     /// Direct exits that are linked to this block.
     incoming: Vec<u32>,
     /// Its own direct exits.
@@ -153,7 +151,7 @@ pub struct NewBlock {
     pub checked: u32,
     /// See [`Block::entry`].
     pub entry: u32,
-    /// See [`Block::flags_live`].
+    /// Some arithmetic flags are live at the entry.
     pub flags_live: bool,
     /// (target, offset of the rel32, offset of the stub).
     pub exits: Vec<(u64, u32, u32)>,
@@ -234,7 +232,7 @@ impl CodeCache {
     }
 
     /// Size of the region in bytes.
-    pub fn len(&self) -> u64 {
+    pub const fn len() -> u64 {
         SIZE as u64
     }
 
@@ -298,7 +296,7 @@ impl CodeCache {
     }
 
     /// Takes a translated block and its code.
-    pub fn insert(&mut self, new: NewBlock, code: &[u8]) -> u32 {
+    pub fn insert(&mut self, new: &NewBlock, code: &[u8]) -> u32 {
         self.region.write(self.next, code);
         self.next += code.len().next_multiple_of(16);
         let number = self.blocks.len() as u32;
@@ -319,7 +317,6 @@ impl CodeCache {
             checked: new.checked,
             entry: new.entry,
             second_page: new.second_page,
-            flags_live: new.flags_live,
             incoming: Vec::new(),
             exits: first_exit..self.exits.len() as u32,
             valid: true,

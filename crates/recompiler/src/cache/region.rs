@@ -56,7 +56,7 @@ impl Region {
         // SAFETY: the range was just checked; the executable view is only run by the thread that
         // holds `&mut self`, which is here now.
         unsafe {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.write.as_ptr().add(offset), bytes.len())
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.write.as_ptr().add(offset), bytes.len());
         };
     }
 }

@@ -82,7 +82,7 @@ impl State {
     pub fn take_x87(&mut self) {
         // SAFETY: an aligned image of ours.
         unsafe {
-            std::arch::asm!("fxsave64 [{}]", "fninit", in(reg) self.x87.0.as_mut_ptr(), options(nostack))
+            std::arch::asm!("fxsave64 [{}]", "fninit", in(reg) self.x87.0.as_mut_ptr(), options(nostack));
         };
         self.x87.0[6..32].fill(0);
         self.x87.0[160..].fill(0);
@@ -285,7 +285,7 @@ fn placed(insn: Instruction, random: &mut Random) -> Vec<Instruction> {
         .filter(|&i| insn.op_kind(i) == OpKind::Register)
         .map(|i| insn.op_register(i).full_register())
         .collect();
-    let free = |r: &Register| !used.contains(r) && !(stack && *r == Register::RSP);
+    let free = |r: &Register| !(used.contains(r) || stack && *r == Register::RSP);
     let gprs: Vec<Register> = (0..16).map(|n| Register::RAX + n).filter(free).collect();
     let base = *random.pick(&gprs);
     match random.below(4) {
@@ -348,12 +348,10 @@ fn random_form(code: Code, random: &mut Random) -> Option<Instruction> {
             insn.set_op_kind(i, OpKind::Register);
             let r = if first == Register::AL && no_rex {
                 register(random, Register::AL, 8)
+            } else if first == Register::AL {
+                byte(random.below(16) as u32)
             } else {
-                if first == Register::AL {
-                    byte(random.below(16) as u32)
-                } else {
-                    register(random, first, count)
-                }
+                register(random, first, count)
             };
             insn.set_op_register(i, r);
         };
@@ -368,23 +366,23 @@ fn random_form(code: Code, random: &mut Random) -> Option<Instruction> {
             | K::ymm_or_mem
                 if random_memory(code, no_rex) =>
             {
-                memory(&mut insn)
+                memory(&mut insn);
             }
             K::r8_or_mem | K::r8_reg => reg(&mut insn, Register::AL),
             K::r16_or_mem | K::r16_reg | K::r16_rm | K::r16_opcode => reg(&mut insn, Register::AX),
             K::r32_or_mem | K::r32_reg | K::r32_rm | K::r32_vvvv | K::r32_opcode => {
-                reg(&mut insn, Register::EAX)
+                reg(&mut insn, Register::EAX);
             }
             K::r64_or_mem | K::r64_reg | K::r64_rm | K::r64_vvvv | K::r64_opcode => {
-                reg(&mut insn, Register::RAX)
+                reg(&mut insn, Register::RAX);
             }
             K::r8_opcode => reg(&mut insn, Register::AL),
             K::mm_or_mem | K::mm_reg | K::mm_rm => reg(&mut insn, Register::MM0),
             K::xmm_or_mem | K::xmm_reg | K::xmm_rm | K::xmm_vvvv | K::xmm_is4 => {
-                reg(&mut insn, Register::XMM0)
+                reg(&mut insn, Register::XMM0);
             }
             K::ymm_or_mem | K::ymm_reg | K::ymm_rm | K::ymm_vvvv | K::ymm_is4 => {
-                reg(&mut insn, Register::YMM0)
+                reg(&mut insn, Register::YMM0);
             }
             K::al => fixed(&mut insn, i, Register::AL),
             K::cl => fixed(&mut insn, i, Register::CL),

@@ -166,18 +166,17 @@ impl SoftVcpu {
             return Err(self.unit_fault(&site.insn, unit));
         }
         let known = site.topic.and_then(|topic| topic(&mut self.cpu, &site.insn));
-        let result = match known {
-            Some(result) => result,
-            None => {
-                let epoch = self.epoch;
-                let (result, topic) = system::execute(&mut self.cpu, &site.insn);
-                if let Some(topic) = topic
-                    && epoch == self.epoch
-                {
-                    self.cache.set_topic(number, topic);
-                }
-                result
+        let result = if let Some(result) = known {
+            result
+        } else {
+            let epoch = self.epoch;
+            let (result, topic) = system::execute(&mut self.cpu, &site.insn);
+            if let Some(topic) = topic
+                && epoch == self.epoch
+            {
+                self.cache.set_topic(number, topic);
             }
+            result
         };
         Ok(self.flow(&site.insn, result?))
     }

@@ -91,7 +91,7 @@ impl SoftVcpu {
         signal::set_running(Some(Running {
             cpu: &raw mut *self.cpu,
             start: self.cache.address(0),
-            len: self.cache.len(),
+            len: CodeCache::len(),
             fault: self.cache.address(self.cache.stubs().exit(ExitKind::Fault)),
         }));
         self.doorstep.set_running(true);
@@ -147,7 +147,6 @@ impl SoftVcpu {
     fn serve(&mut self) {
         while let Some(request) = self.doorstep.next_request() {
             match request {
-                Request::DropAll => self.clear_cache(),
                 Request::DropCode(page) => self.cache.drop_page(&mut self.cpu, page),
                 Request::Protect(page, left) => {
                     self.cpu.tlb.protect(page);

@@ -179,7 +179,7 @@ pub fn translate(cache: &mut CodeCache, tools: &mut Tools, input: &Input) -> Opt
     }
     translator.emit_cold();
     let Translator { code, new, .. } = translator;
-    Some(cache.insert(new, code.bytes()))
+    Some(cache.insert(&new, code.bytes()))
 }
 
 /// The block's instructions: at least one, up to the first that ends it.

@@ -54,7 +54,7 @@ impl Translator<'_> {
                 if !self.mode.inline_stack() || insn.stack_pointer_increment().unsigned_abs() < width {
                     return false;
                 }
-                if !self.return_width_is(insn, width) {
+                if !Self::return_width_is(insn, width) {
                     return false;
                 }
                 let start = self.code.here();
@@ -81,7 +81,7 @@ impl Translator<'_> {
         }
     }
 
-    fn return_width_is(&self, insn: &Instruction, width: u32) -> bool {
+    fn return_width_is(insn: &Instruction, width: u32) -> bool {
         use iced_x86::Code as C;
         match insn.code() {
             C::Retnq | C::Retnq_imm16 => width == 8,

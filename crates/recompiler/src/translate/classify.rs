@@ -309,8 +309,8 @@ fn uses_mmx(insn: &Instruction) -> bool {
 }
 
 fn is_x87_or_mmx(insn: &Instruction) -> bool {
-    let features = insn.cpuid_features();
     use CpuidFeature as F;
+    let features = insn.cpuid_features();
     uses_mmx(insn)
         || features.contains(&F::MMX)
         || features.contains(&F::FPU)

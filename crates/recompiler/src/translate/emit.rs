@@ -60,11 +60,6 @@ impl Code {
         &self.bytes
     }
 
-    /// Starts over.
-    pub fn clear(&mut self) {
-        self.bytes.clear();
-    }
-
     /// Drops everything from `length` on.
     pub fn truncate(&mut self, length: usize) {
         self.bytes.truncate(length);

@@ -60,7 +60,7 @@ impl Translator<'_> {
             Op::Cli if self.mode.kernel64() => self.interrupt_flag(insn, false, live),
             // The instruction after STI must be in the same block: interrupts come at its end.
             Op::Sti if self.mode.kernel64() && !last && !self.mode.step() => {
-                self.interrupt_flag(insn, true, live)
+                self.interrupt_flag(insn, true, live);
             }
             Op::Pushfq if self.mode.is64() => self.push_flags(),
             Op::Popfq if self.mode.is64() && !self.mode.step() => self.pop_flags(insn),

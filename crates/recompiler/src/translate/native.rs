@@ -158,14 +158,14 @@ impl Rewrite<'_> {
             borrowed = Some(base);
         }
         rewrite_memory(&mut new, operand, base);
-        self.emit_around(&new, &stand_ins, borrowed, (base != R10).then_some(base))
+        self.emit_around(&new, stand_ins, borrowed, (base != R10).then_some(base))
     }
 
     /// Emits loads of stand-ins, the instruction, and stores.
     fn emit_around(
         &mut self,
         new: &Instruction,
-        stand_ins: &[Option<StandIn>; 2],
+        stand_ins: [Option<StandIn>; 2],
         borrowed: Option<u8>,
         base: Option<u8>,
     ) -> Option<(u32, Option<u8>)> {
@@ -236,6 +236,7 @@ pub fn writes(info: &InstructionInfo) -> bool {
 
 /// Code for `insn` with its memory operand in the bounce buffer at `offset`; falls through at its
 /// end. Returns where a host exception belongs.
+#[allow(clippy::option_option)] // Outer: whether it could be encoded.
 pub fn bounce_code(
     code: &mut Code,
     tools: &mut Tools,

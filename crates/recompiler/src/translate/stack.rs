@@ -18,7 +18,7 @@ impl Translator<'_> {
     pub fn stack(&mut self, insn: &Instruction, live: bool) -> bool {
         let flags = if live { Flags::Live } else { Flags::Dead };
         let width = self.mode.bitness() / 8;
-        if !self.mode.inline_stack() || self.operand_size(insn) != width {
+        if !self.mode.inline_stack() || Self::operand_size(insn) != width {
             return false;
         }
         match insn.mnemonic() {
@@ -35,7 +35,7 @@ impl Translator<'_> {
     }
 
     /// Bytes that the instruction pushes or pops.
-    fn operand_size(&self, insn: &Instruction) -> u32 {
+    fn operand_size(insn: &Instruction) -> u32 {
         if insn.mnemonic() == Mnemonic::Leave {
             return match insn.code() {
                 iced_x86::Code::Leaveq => 8,

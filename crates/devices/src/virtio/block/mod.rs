@@ -42,7 +42,8 @@ pub const KEYS: &[Key] = &[
     Key::new("ro", Value::Bool, "refuse writes").default("false"),
     Key::new("sectorsize", Value::SectorSize, "sector sizes that the guest sees"),
     Key::new("nodelete", Value::Bool, "offer no discard").default("false"),
-    Key::new("bootindex", Value::Integer { min: 0, max: 255 }, "place in the firmware's boot order"),
+    Key::new("bootindex", Value::Integer { min: 0, max: 255 }, "place in the firmware's boot order")
+        .unsupported(),
     Key::new("ser", Value::Text(20), "serial number; made from the path by default"),
 ];
 
