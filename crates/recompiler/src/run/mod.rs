@@ -147,6 +147,7 @@ impl SoftVcpu {
     fn serve(&mut self) {
         while let Some(request) = self.doorstep.next_request() {
             match request {
+                Request::DropAll => self.clear_cache(),
                 Request::DropCode(page) => self.cache.drop_page(&mut self.cpu, page),
                 Request::Protect(page, left) => {
                     self.cpu.tlb.protect(page);
