@@ -1,6 +1,7 @@
 //! Stock Linux under a real KVM, on a host that has none: QEMU's TCG emulates a processor with SVM,
 //! a Debian kernel with KVM runs on that, and our `bhyve` runs the same kernel once more.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read, Write};
 use std::path::Path;
@@ -68,16 +69,17 @@ fn inner(kernel: &Kernel) -> Result<Initramfs<'_>> {
     let mut lines = String::new();
     let modules = kernel.modules(&["virtio_pci", "virtio_blk", "virtio_rng"])?;
     for (name, _) in &modules {
-        lines.push_str(&format!("insmod /lib/modules/{name}.ko\n"));
+        writeln!(lines, "insmod /lib/modules/{name}.ko")?;
     }
-    lines.push_str(&format!(
+    write!(
+        lines,
         "echo processors=$(nproc)\n\
          if [ -e /dev/vda ]; then\n\
          echo {WORD} | dd of=/dev/vda bs=512 seek=7 conv=sync,fsync 2>/dev/null && echo disk=written\n\
          dd if=/dev/hwrng of=/tmp/r bs=64 count=4 2>/dev/null && echo random=$(wc -c </tmp/r)\n\
          fi\n\
          echo {MARKER}"
-    ));
+    )?;
     let mut initramfs = Initramfs::new(kernel, Script::Lines(lines));
     for (name, content) in modules {
         initramfs = initramfs.file(&format!("lib/modules/{name}.ko"), 0o644, content);
@@ -85,18 +87,19 @@ fn inner(kernel: &Kernel) -> Result<Initramfs<'_>> {
     Ok(initramfs)
 }
 
-/// What the outer guest does: loads KVM, runs the inner guests and reports on each whether its
-/// process has a VM of KVM's, its status, and its time.
+/// What the outer guest does: loads KVM, runs the inner guests and reports on each how often
+/// a look found a VM of KVM's, its status, and its time.
 fn outer_script(binary: &Path, kernel: &Kernel) -> Result<String> {
     let binary = fs::canonicalize(binary)?;
     let binary = binary.display();
     let mut lines = String::new();
     for (name, _) in kernel.modules(&["kvm_amd"])? {
-        lines.push_str(&format!("insmod /lib/modules/{name}.ko\n"));
+        writeln!(lines, "insmod /lib/modules/{name}.ko")?;
     }
     lines.push_str("ls -l /dev/kvm\n");
     for (number, (_, options)) in CASES.iter().enumerate() {
-        lines.push_str(&format!(
+        write!(
+            lines,
             "truncate -s 4M /tmp/disk.img\n\
              start=$(cut -d' ' -f1 /proc/uptime)\n\
              timeout -k 5 {GUEST_SECONDS} {binary} -AHP {options} -m 256M -s 0:0,hostbridge -s 31:0,lpc -l com1,stdio \
@@ -106,8 +109,8 @@ fn outer_script(binary: &Path, kernel: &Kernel) -> Result<String> {
              pid=$!\n\
              vm=0\n\
              while kill -0 $pid 2>/dev/null; do\n\
-             if [ $vm = 0 ]; then vm=$(ls -l /proc/[0-9]*/fd 2>/dev/null | grep -c kvm-vm); fi\n\
-             sleep 0.2\n\
+             vm=$((vm + $(ls -l /proc/[0-9]*/fd 2>/dev/null | grep -c kvm-vm)))\n\
+             sleep 0.4\n\
              done\n\
              wait $pid\n\
              status=$?\n\
@@ -117,7 +120,7 @@ fn outer_script(binary: &Path, kernel: &Kernel) -> Result<String> {
              random=$(grep -o 'random=[0-9]*' /tmp/log | cut -d= -f2) \
              disk=$(dd if=/tmp/disk.img bs=512 skip=7 count=1 2>/dev/null | tr -d '\\000\\n') end\n\
              rm /tmp/disk.img\n"
-        ));
+        )?;
     }
     Ok(lines)
 }
@@ -192,7 +195,8 @@ fn verdict(transcript: &str, number: usize) -> std::result::Result<String, Strin
             return Err(format!("{name} is {:?}, not {value:?}", field(name)));
         }
     }
-    if field("kvm").parse::<u32>().unwrap_or(0) == 0 {
+    // One look might have found the VM by which bhyve tries KVM out.
+    if field("kvm").parse::<u32>().unwrap_or(0) < 3 {
         return Err("KVM was not used".into());
     }
     let time = |name: &str| field(name).parse::<f64>().unwrap_or(f64::NAN);
@@ -205,11 +209,11 @@ mod tests {
 
     #[test]
     fn only_a_complete_report_passes() {
-        let good = "nested: 0 status=1 kvm=1 from=2.1 to=7.35 marker=1 processors=1 random= disk= end\r\n";
+        let good = "nested: 0 status=1 kvm=9 from=2.1 to=7.35 marker=1 processors=1 random= disk= end\r\n";
         assert_eq!(verdict(good, 0).as_deref(), Ok("5.2"));
         assert!(verdict(good, 1).is_err(), "no report");
         assert!(verdict(&good.replace("status=1", "status=4"), 0).is_err());
-        assert!(verdict(&good.replace("kvm=1", "kvm=0"), 0).is_err());
+        assert!(verdict(&good.replace("kvm=9", "kvm=1"), 0).is_err());
         assert!(verdict(&good.replace(" 0 ", " 1 "), 1).is_err(), "one processor of two");
         let disk = good.replace(" 0 ", " 2 ").replace("random=", "random=256");
         assert!(verdict(&disk, 2).is_err(), "nothing on the disk");
