@@ -107,7 +107,7 @@ fn random_sequences_agree_with_the_host() {
     let (mut vcpu, memory) = long_mode();
     let mut native = native::Native::new();
     let first = setting("DIFFERENTIAL_SEED", 1);
-    let count = setting("DIFFERENTIAL_SEQUENCES", 100_000);
+    let count = setting("DIFFERENTIAL_SEQUENCES", 200_000);
     let mut generator = generate::Generator::new();
     let mut instructions = 0;
     vcpu.enter_thread();
