@@ -7,7 +7,7 @@ use devices::{BuildContext, DeviceEntry};
 use crate::{Error, Result};
 
 /// Devices of bhyve that this version does not have; naming one is not a typing error.
-const NOT_YET: [&str; 17] = [
+const NOT_YET: [&str; 13] = [
     "ahci",
     "ahci-cd",
     "ahci-hd",
@@ -18,11 +18,7 @@ const NOT_YET: [&str; 17] = [
     "passthru",
     "uart",
     "virtio-9p",
-    "virtio-blk",
-    "virtio-console",
     "virtio-input",
-    "virtio-net",
-    "virtio-rnd",
     "virtio-scsi",
     "xhci",
 ];

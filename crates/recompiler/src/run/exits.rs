@@ -8,6 +8,7 @@ use crate::cache::{ExitKind, Site};
 use crate::cpu::{Activity, control, flag};
 use crate::exception::{Exception, Exec, vector};
 use crate::mmu::{self, Filled};
+use crate::system::features::canonical;
 use crate::system::{self, Flow};
 use crate::translate::Mode;
 use crate::translate::classify::{Class, Unit, classify};
@@ -117,8 +118,7 @@ impl SoftVcpu {
     fn miss(&mut self, site: Site, mode: Mode) -> Exec<Option<u64>> {
         let linear = self.cpu.jit.value;
         self.cpu.rip = site.rip;
-        let canonical = (linear as i64) << 16 >> 16 == linear as i64;
-        if canonical || !mode.is64() {
+        if canonical(linear) || !mode.is64() {
             let class = mode.class();
             let crosses = linear % memory::PAGE_SIZE + u64::from(site.size) > memory::PAGE_SIZE;
             if !crosses && mmu::fill_tlb(&mut self.cpu, linear, site.write, class)? == Filled::Ram {

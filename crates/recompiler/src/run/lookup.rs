@@ -8,6 +8,7 @@ use crate::cache::PageKey;
 use crate::cpu::JumpCache;
 use crate::exception::{Exception, Exec};
 use crate::mmu::{self, Access};
+use crate::system::features::canonical;
 use crate::translate::{self, Input, Mode};
 
 /// Bytes that a block may be made of.
@@ -80,7 +81,7 @@ impl SoftVcpu {
                 return Ok(known);
             }
         }
-        if self.cpu.code64() && (linear as i64) << 16 >> 16 != linear as i64 {
+        if self.cpu.code64() && !canonical(linear) {
             return Err(Exception::gp(0));
         }
         let access = Access { fetch: true, user: self.cpu.cpl == 3, ..Access::default() };
