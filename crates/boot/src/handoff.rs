@@ -54,6 +54,8 @@ pub fn entry(memory: &GuestMemory, mode: Mode, rip: u64, rsi: u64, rbx: u64) -> 
         rip,
         rsi,
         rbx,
+        rax: 0,
+        rsp: 0,
         cr3,
         gdt_base: GDT,
         gdt_limit: gdt.len() as u16 - 1,

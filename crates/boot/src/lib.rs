@@ -66,8 +66,12 @@ pub struct Entry {
     pub rip: u64,
     /// Where the zero page is, for Linux.
     pub rsi: u64,
-    /// Where hvm_start_info is, for PVH.
+    /// Where hvm_start_info is, for PVH; the information structure, for Multiboot.
     pub rbx: u64,
+    /// The magic number, for Multiboot.
+    pub rax: u64,
+    /// Stack pointer, for kernels that find their arguments on the stack.
+    pub rsp: u64,
     /// Identity-mapped page tables; 0 without paging.
     pub cr3: u64,
     /// Linear address of the GDT.

@@ -95,6 +95,8 @@ pub fn apply(entry: &Entry, state: &mut VcpuState) {
     state.gpr = [0; 16];
     state.gpr[reg::RSI] = entry.rsi;
     state.gpr[reg::RBX] = entry.rbx;
+    state.gpr[reg::RAX] = entry.rax;
+    state.gpr[reg::RSP] = entry.rsp;
     state.rip = entry.rip;
     state.rflags = RFLAGS_FIXED;
     state.cr0 = CR0_PE | CR0_ET | CR0_NE;
@@ -118,6 +120,8 @@ mod tests {
             rip: 0x100_0200,
             rsi: 0x7000,
             rbx: 0,
+            rax: 0,
+            rsp: 0,
             cr3: 0x9000,
             gdt_base: 0x1000,
             gdt_limit: 0x27,

@@ -1,0 +1,1 @@
+//! A terminal to ask on: output, keys, a line editor with history and completion.

@@ -1,0 +1,1 @@
+//! GRUB's shell, menu and script language.

@@ -1,0 +1,1 @@
+//! Compressed files, seen as what they hold.

@@ -1,0 +1,1 @@
+//! Devices by GRUB names: disks, partitions, volumes.
