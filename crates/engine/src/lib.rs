@@ -10,6 +10,7 @@ pub mod guests;
 mod kvm;
 mod state;
 mod traits;
+mod wire;
 
 pub use choose::{Choice, Kind, Wanted, choose};
 pub use cpuid::{
