@@ -306,7 +306,7 @@ impl PciFunction for Ahci {
     }
 
     fn bar_write(&self, bar: u8, offset: u64, data: &[u8]) {
-        if bar != BAR || offset % 4 != 0 {
+        if bar != BAR || !offset.is_multiple_of(4) {
             return;
         }
         // Only whole dwords (3).
