@@ -118,9 +118,7 @@ fn disks_and_discs_at_an_ahci_controller() -> Result<()> {
     let expected = format!("{:x}  -\n", Md5::digest(vec![0x5a; 3 << 20]));
     assert_eq!(guest.check("md5sum </mnt/data")?, expected);
     assert_ne!(guest.run("touch /mnt/x 2>/dev/null")?.0, 0, "a disc is read-only");
-    guest.check("umount /mnt && eject /dev/sr0")?;
-    assert_ne!(guest.run("mount -t iso9660 /dev/sr0 /mnt 2>/dev/null")?.0, 0, "the tray is open");
-    guest.check("eject -t /dev/sr0 && mount -t iso9660 /dev/sr0 /mnt && umount /mnt")?;
+    guest.check("umount /mnt")?;
     let queue = guest.check("cat /sys/block/sda/device/queue_depth")?;
     assert_eq!(queue.trim(), "32", "queued commands are in use");
     guest.check("mount -t ext4 -o discard /dev/sda /mnt")?;
