@@ -3,3 +3,5 @@
 
 #[allow(unsafe_code)]
 pub mod title;
+
+pub mod setup;
