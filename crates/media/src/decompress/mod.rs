@@ -1,1 +1,10 @@
 //! Compressed files, seen as what they hold.
+
+mod block;
+mod lzo;
+
+pub use block::{deflate, lz4, lzjb, xz, zle, zlib, zstd, zstd_magicless};
+pub use lzo::lzo1x;
+
+/// What a Zstandard frame begins with (RFC 8878, 3.1.1).
+const ZSTD_MAGIC: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();
