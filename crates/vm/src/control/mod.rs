@@ -19,6 +19,8 @@ use crate::{Ram, Topology};
 pub enum Request {
     /// What it is: answered by [`Response::Summary`].
     Summary,
+    /// The vCPUs that run, while others wait to be started by the guest: [`Response::Cpus`].
+    Active,
     /// The state of a vCPU, which is stopped for it: [`Response::Vcpu`].
     Vcpu(u32),
     /// What a vCPU did so far: [`Response::Statistics`].
@@ -58,6 +60,8 @@ pub enum Response {
     Done,
     /// What the VM is.
     Summary(Summary),
+    /// Numbers of vCPUs.
+    Cpus(Vec<u32>),
     /// The state of a vCPU.
     Vcpu(Box<VcpuState>),
     /// Names and numbers.
@@ -79,8 +83,4 @@ pub struct Summary {
     pub ram: Ram,
     /// `kvm` or `soft`.
     pub engine: String,
-    /// Whether HLT gives the host's CPU away, as `-H` asks.
-    pub hlt_exit: bool,
-    /// The vCPUs that run; the others wait to be started by the guest.
-    pub active: Vec<u32>,
 }
