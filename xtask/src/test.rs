@@ -18,6 +18,12 @@ const TOOLS: &[(&str, &str)] = &[
     ("iperf3", "iperf3"),
     ("iasl", "acpica-tools"),
     ("xz", "xz-utils"),
+    ("bzip2", "bzip2"),
+    ("lz4", "lz4"),
+    ("zstd", "zstd"),
+    ("lzop", "lzop"),
+    ("mksquashfs", "squashfs-tools"),
+    ("mkfs.btrfs", "btrfs-progs"),
 ];
 
 /// Builds and tests.
