@@ -24,6 +24,8 @@ const TOOLS: &[(&str, &str)] = &[
     ("lzop", "lzop"),
     ("mksquashfs", "squashfs-tools"),
     ("mkfs.btrfs", "btrfs-progs"),
+    ("grub-fstest", "grub-common"),
+    ("mkfs.xfs", "xfsprogs"),
 ];
 
 /// Builds and tests.
