@@ -40,7 +40,7 @@ impl Guest {
             machine.monitor = Some(state.path().join("monitor"));
         }
         let mut command = machine.command(vmm);
-        command.env("VMM_DIR", state.path());
+        command.env("VMM_DIR", state.path().join("vmm"));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = Process::spawn(&mut command)?;
         let child = process.child();
@@ -56,7 +56,7 @@ impl Guest {
         let state = Scratch::new("vmm")?;
         let (ours, theirs) = terminal()?;
         let mut command = machine.command(vmm);
-        command.env("VMM_DIR", state.path());
+        command.env("VMM_DIR", state.path().join("vmm"));
         command.stdin(theirs.try_clone()?).stdout(theirs.try_clone()?).stderr(Stdio::piped());
         let process = Process::spawn(&mut command)?;
         let console = Console::new(Some(ours.try_clone()?.into()), ours.into());

@@ -34,6 +34,14 @@ pub enum Error {
         /// The process, where it is known.
         pid: Option<u32>,
     },
+    /// A running VM does not do what it is asked.
+    #[error("VM {name}: {why}")]
+    Refused {
+        /// The VM.
+        name: Name,
+        /// In its words.
+        why: String,
+    },
     /// A file or folder can't be used.
     #[error("{}: {what}", path.display())]
     File {

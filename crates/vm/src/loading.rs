@@ -72,6 +72,7 @@ impl Loading {
             ram: Some(self.ram.clone()),
             vcpus: vec![first],
             loader: Some(loader.to_owned()),
+            topology: None,
         };
         if let Some(claim) = &self.claim {
             claim.save(&state)?;
