@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
-use guest_tests::artifacts::{Cache, Disk, Flavour, Kernel, run as output};
-use guest_tests::{Result, is_root};
+use guest_tests::artifacts::{Cache, Debian, Disk, Flavour, Kernel, Layout, run as output};
+use guest_tests::{Result, Vmm, is_root};
 use lexopt::Parser;
 
-use crate::build::succeed;
+use crate::build::{self, succeed};
 use crate::no_arguments;
 
 /// What is in it besides the smallest Debian.
@@ -23,6 +23,18 @@ pub fn run(parser: &mut Parser) -> Result<ExitCode> {
     let cache = Cache::open()?;
     let kernel = Kernel::fetch(&cache, Flavour::Cloud)?;
     println!("{}", debian(&cache, &kernel)?.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Makes the disks of a system in this layout and prints their paths.
+pub fn system(parser: &mut Parser, layout: &str) -> Result<ExitCode> {
+    no_arguments(parser)?;
+    let layout = Layout::ALL.into_iter().find(|known| known.name() == layout);
+    let layout = layout.ok_or("image: debian, ext4, lvm, xfs, btrfs, raid1 or luks")?;
+    let vmm = Vmm::Bhyve { binary: build::bhyve()?, engine: "soft".to_owned() };
+    for disk in Debian::fetch(&Cache::open()?, &vmm, layout)?.disks {
+        println!("{}", disk.display());
+    }
     Ok(ExitCode::SUCCESS)
 }
 

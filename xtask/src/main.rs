@@ -24,6 +24,8 @@ usage: cargo xtask COMMAND
                             time from start to the first process, against QEMU
   bench cpu [--json]        a CPU benchmark, natively, in our guest and in QEMU's
   image debian              make a Debian disk image; prints its path
+  image ext4|lvm|xfs|btrfs|raid1|luks
+                            make the disks of a Debian system that its own grub.cfg boots; prints them
   guest-suite [--vmm bhyve|qemu] [--stress MINUTES]
                             boot that image and work in it
   nested                    stock Linux under a real KVM, on a processor that QEMU emulates
@@ -54,6 +56,7 @@ fn run() -> Result<ExitCode> {
             ["bench", "boot"] => return bench::boot::run(&mut parser),
             ["bench", "cpu"] => return bench::cpu::run(&mut parser),
             ["image", "debian"] => return image::run(&mut parser),
+            ["image", layout] => return image::system(&mut parser, layout),
             ["guest-suite"] => return suite::run(&mut parser),
             ["nested"] => return nested::run(&mut parser),
             ["help"] => {

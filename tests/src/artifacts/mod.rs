@@ -2,6 +2,7 @@
 //! outside the tree.
 
 mod cpio;
+mod debian;
 mod disk;
 mod initramfs;
 mod kernel;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 pub use cpio::Archive;
+pub use debian::{Debian, Layout, PASSPHRASE};
 pub use disk::{Disk, sparse_file};
 pub use initramfs::{Initramfs, Script};
 pub use kernel::{Flavour, Kernel};
