@@ -13,6 +13,7 @@ pub mod host;
 pub mod iso9660;
 pub mod ntfs;
 pub mod squashfs;
+mod support;
 pub mod tar;
 pub mod ufs;
 pub mod xfs;
