@@ -13,6 +13,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("mke2fs", "e2fsprogs"),
     ("cpio", "cpio"),
+    ("xorriso", "xorriso"),
     ("ip", "iproute2"),
     ("iperf3", "iperf3"),
     ("iasl", "acpica-tools"),

@@ -1,26 +1,34 @@
-//! Loads kernels into guest memory without a boot loader's help: Linux bzImages by the 64-bit
-//! entry of the x86 boot protocol (32-bit where a kernel has no other) and ELF kernels by PVH.
+//! Loads kernels into guest memory: Linux bzImages, ELF kernels by PVH, and what boot loaders
+//! load — the BSDs and Multiboot kernels.
 //!
-//! The kernel's file goes straight into guest RAM; nothing is decompressed here. The result is an
-//! [`Entry`]: the registers that the first vCPU starts with.
+//! Each format has its module: a kernel is read and checked first, then loaded by a request that
+//! names the memory and what the kernel is told. Files of the host go straight into guest RAM;
+//! nothing is decompressed here. The result is an [`Entry`]: the registers that the first vCPU
+//! starts with.
 #![forbid(unsafe_code)]
 
-mod bzimage;
+mod bsd;
 mod elf;
 mod file;
+pub mod freebsd;
 mod handoff;
+pub mod linux;
+pub mod multiboot;
+pub mod netbsd;
+pub mod openbsd;
 mod pvh;
 
 #[cfg(test)]
 mod test_image;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use memory::GuestMemory;
 
-use file::Image;
+pub use file::Image;
+pub use handoff::{MAX_MAP, memory_map};
 
-/// What to load, and what the kernel is told.
+/// What to load without a boot loader, and what the kernel is told.
 pub struct Request<'a> {
     /// Guest RAM.
     pub memory: &'a GuestMemory,
@@ -72,7 +80,7 @@ pub struct Entry {
     pub rax: u64,
     /// Stack pointer, for kernels that find their arguments on the stack.
     pub rsp: u64,
-    /// Identity-mapped page tables; 0 without paging.
+    /// Page tables; 0 without paging.
     pub cr3: u64,
     /// Linear address of the GDT.
     pub gdt_base: u64,
@@ -90,26 +98,36 @@ pub struct Entry {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file can't be used.
-    #[error("{key}={}: {what}", path.display())]
+    #[error("{name}: {what}")]
     File {
-        /// The configuration key that named it.
-        key: &'static str,
-        /// As the user named it.
-        path: PathBuf,
+        /// What the user called it.
+        name: String,
         /// What is wrong with it.
         what: String,
     },
     /// The command line is too long for this kernel.
-    #[error("kernel.cmdline is {len} bytes long, this kernel takes {max}")]
+    #[error("{name} is {len} bytes long, this kernel takes {max}")]
     Cmdline {
+        /// What the user calls the command line.
+        name: &'static str,
         /// Its length.
         len: usize,
         /// The kernel's limit.
         max: usize,
     },
     /// The memory map has more entries than the boot protocol can pass on.
-    #[error("the memory map has {0} entries, a boot protocol passes {max} on", max = handoff::MAX_MAP)]
+    #[error("the memory map has {0} entries, a boot protocol passes {max} on", max = MAX_MAP)]
     Map(usize),
+    /// What is handed over does not fit.
+    #[error("{what} takes {len} bytes, there is room for {room}")]
+    Room {
+        /// What it is.
+        what: &'static str,
+        /// Its length.
+        len: u64,
+        /// What there is room for.
+        room: u64,
+    },
     /// Guest memory has no RAM there.
     #[error(transparent)]
     Memory(#[from] memory::Error),
@@ -118,13 +136,29 @@ pub enum Error {
 /// Result of loading.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Loads the kernel, and says how the bootstrap processor starts.
+/// Loads the kernel without a boot loader, and says how the bootstrap processor starts.
 pub fn load(request: &Request) -> Result<Entry> {
-    if request.map.len() > handoff::MAX_MAP {
-        return Err(Error::Map(request.map.len()));
-    }
-    let kernel = Image::open("kernel.path", request.kernel)?;
+    let name = |key: &str, path: &Path| format!("{key}={}", path.display());
+    let kernel = Image::open(name("kernel.path", request.kernel), request.kernel)?;
+    let initrd = match request.initrd {
+        Some(path) => vec![Image::open(name("kernel.initrd", path), path)?],
+        None => Vec::new(),
+    };
+    let request = linux::Request {
+        memory: request.memory,
+        initrds: &initrd,
+        cmdline: request.cmdline.as_bytes(),
+        map: request.map,
+        rsdp: request.rsdp,
+        text_screen: false,
+    };
+    load_direct(&request, kernel)
+}
+
+/// As [`load`], of files that are open already: a bzImage by its 64-bit entry where it has one, an
+/// ELF kernel by PVH.
+pub fn load_direct(request: &linux::Request, kernel: Image) -> Result<Entry> {
     let mut start = [0; 4];
     let is_elf = kernel.len() >= 4 && kernel.read(0, &mut start).is_ok() && &start == b"\x7fELF";
-    if is_elf { pvh::load(request, &kernel) } else { bzimage::load(request, &kernel) }
+    if is_elf { pvh::load(request, &kernel) } else { linux::load_direct(request, kernel) }
 }

@@ -1,10 +1,12 @@
 //! PVH: ELF kernels with a 32-bit entry point in a Xen note (Xen's pvh.pandoc and
 //! public/arch-x86/hvm/start_info.h).
 
+use media::Fields;
+
 use crate::elf::Elf;
-use crate::file::{Fields, Image};
-use crate::handoff::{self, KERNEL_MIN, PVH_INFO};
-use crate::{Entry, Mode, Request, Result};
+use crate::handoff::{self, CMDLINE, KERNEL_MIN, PVH_INFO};
+use crate::linux::Request;
+use crate::{Entry, Image, Mode, Result};
 
 /// XEN_ELFNOTE_PHYS32_ENTRY of the note owner "Xen".
 const NOTE_OWNER: &[u8] = b"Xen\0";
@@ -22,6 +24,7 @@ const MODULE_LIMIT: u64 = 0xc000_0000;
 
 /// Loads an ELF kernel with a PVH note.
 pub fn load(request: &Request, kernel: &Image) -> Result<Entry> {
+    handoff::check_map(request.map)?;
     let elf = Elf::read(kernel)?;
     let entry = elf.note(NOTE_OWNER, NOTE_PHYS32_ENTRY).and_then(|desc| match desc.len() {
         4 => desc.u32_at(0).map(u64::from),
@@ -45,22 +48,18 @@ pub fn load(request: &Request, kernel: &Image) -> Result<Entry> {
     if !entry_loaded || entry > u64::from(u32::MAX) {
         return Err(kernel.error(format!("damaged: its PVH entry point {entry:#x} is in no segment")));
     }
-    let initrd = handoff::initrd(request, end, MODULE_LIMIT)?;
-    let cmdline = handoff::cmdline(request, CMDLINE_MAX)?;
+    let initrd = handoff::initrd(request.memory, request.initrds, end, MODULE_LIMIT)?;
+    let cmdline = handoff::cmdline(request.memory, CMDLINE, request.cmdline, CMDLINE_MAX, "kernel.cmdline")?;
     for segment in &elf.segments {
-        if segment.file_len > 0 {
-            kernel.place(request.memory, segment.offset, segment.file_len, segment.paddr)?;
-        }
-        let bss = segment.mem_len - segment.file_len;
-        request.memory.fill(segment.paddr + segment.file_len, 0, bss)?;
+        segment.place(kernel, request.memory, segment.paddr)?;
     }
     start_info(request, initrd, cmdline)?;
-    handoff::entry(request.memory, Mode::Protected32, entry, 0, PVH_INFO)
+    Ok(Entry { rbx: PVH_INFO, ..handoff::entry(request.memory, Mode::Protected32, entry)? })
 }
 
 /// Writes hvm_start_info, the module list and the memory map.
 fn start_info(request: &Request, initrd: (u64, u64), cmdline: u64) -> Result<()> {
-    let modules = u32::from(request.initrd.is_some());
+    let modules = u32::from(!request.initrds.is_empty());
     let mut info = Vec::with_capacity(56);
     for word in [MAGIC, VERSION, 0, modules] {
         info.extend_from_slice(&word.to_le_bytes());

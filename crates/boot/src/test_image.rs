@@ -33,7 +33,7 @@ pub fn memory(size: u64) -> GuestMemory {
     GuestMemory::new(&[(0, size)], &Backing::Anonymous).unwrap()
 }
 
-const MAP: [MapEntry; 2] =
+pub const MAP: [MapEntry; 2] =
     [MapEntry { base: 0, len: 0xa_0000, kind: 1 }, MapEntry { base: 0x10_0000, len: 0x30_0000, kind: 1 }];
 
 pub fn request<'a>(memory: &'a GuestMemory, kernel: &'a Path) -> Request<'a> {

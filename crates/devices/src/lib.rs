@@ -4,6 +4,7 @@
 pub mod chipset;
 pub mod pci;
 mod registry;
+pub mod storage;
 #[cfg(test)]
 mod testing;
 pub mod virtio;

@@ -14,6 +14,17 @@ fn sample(name: &str, folder: &std::path::Path) -> Option<Vec<(&'static str, Str
             std::fs::File::create(file("disk")).unwrap().set_len(1 << 20).unwrap();
             Some(vec![("path", file("disk"))])
         }
+        "ahci" => {
+            std::fs::File::create(file("hd")).unwrap().set_len(1 << 20).unwrap();
+            std::fs::File::create(file("cd")).unwrap().set_len(1 << 20).unwrap();
+            Some(vec![
+                ("port.0.type", "hd".into()),
+                ("port.0.path", file("hd")),
+                ("port.7.type", "cd".into()),
+                ("port.7.path", file("cd")),
+                ("port.2.type", "cd".into()),
+            ])
+        }
         "virtio-console" => Some(vec![
             ("port.0.name", "a".into()),
             ("port.0.path", file("a")),

@@ -4,17 +4,22 @@
 //! comes back from [`Vcpu::run`].
 
 mod choose;
+mod counters;
 mod cpuid;
 #[cfg(any(test, feature = "test-guests"))]
 pub mod guests;
 mod kvm;
 mod state;
 mod traits;
+mod wire;
 
 pub use choose::{Choice, Kind, Wanted, choose};
+pub use counters::{Counters, Event};
 pub use cpuid::{
     APIC_BUS_HZ, ARCH_CAPABILITIES, CpuidLeaf, CpuidTable, EngineFeatures, Topology, host_tsc_hz, is_intel,
 };
 pub use kvm::{KvmEngine, Stepper, StepperFactory};
 pub use state::{ApicState, FpuState, Pending, RunState, Segment, TableRegister, VcpuState, reg, seg};
-pub use traits::{Doorbell, Engine, Error, Kicker, Result, SharedVm, Stop, Vcpu, Vm, VmConfig, VmServices};
+pub use traits::{
+    Doorbell, Engine, Error, Kicker, Result, SharedVm, Statistics, Stop, Vcpu, Vm, VmConfig, VmServices,
+};

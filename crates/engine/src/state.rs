@@ -1,5 +1,7 @@
 //! The architectural state of one vCPU, the same for every engine.
 
+use serde::{Deserialize, Serialize};
+
 /// Order of [`VcpuState::gpr`] and of every other register number here: as instructions encode
 /// them (Intel SDM vol. 2, 2.1.5): rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8 … r15.
 pub mod reg {
@@ -29,7 +31,7 @@ pub mod seg {
 
 /// A segment register with its hidden part.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
     /// Linear base address.
     pub base: u64,
@@ -68,7 +70,7 @@ impl Segment {
 
 /// GDTR or IDTR.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableRegister {
     /// Linear base address.
     pub base: u64,
@@ -79,9 +81,10 @@ pub struct TableRegister {
 /// x87, SSE and AVX state as the standard (not compacted) XSAVE area (Intel SDM vol. 1, 13.4):
 /// 512 bytes legacy region, 64 bytes header, 256 bytes upper halves of YMM.
 #[repr(C, align(64))]
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FpuState {
     /// The area.
+    #[serde(with = "crate::wire")]
     pub area: [u8; 832],
 }
 
@@ -98,9 +101,10 @@ impl Default for FpuState {
 
 /// Registers of the local APIC, 32 bits each, indexed by offset / 16 as in the xAPIC page (Intel
 /// SDM vol. 3, table 11-1). The timer's remaining count is derived from `timer_deadline`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApicState {
     /// The 64 registers of the page's first 1024 bytes.
+    #[serde(with = "crate::wire")]
     pub regs: [u32; 64],
     /// When the timer expires next, ns on the VM's clock; 0: not running.
     pub timer_deadline: u64,
@@ -113,7 +117,7 @@ impl Default for ApicState {
 }
 
 /// Whether the vCPU executes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RunState {
     /// Executing.
     #[default]
@@ -125,7 +129,7 @@ pub enum RunState {
 }
 
 /// Events not delivered yet.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pending {
     /// An NMI is latched.
     pub nmi: bool,
@@ -136,7 +140,7 @@ pub struct Pending {
 }
 
 /// Everything that a loader, a debugger, `bhyvectl` or another engine needs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VcpuState {
     /// General registers in encoding order.
     pub gpr: [u64; 16],

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bus::{Bus, Clock, InterruptController, Msi, MsiSink, PowerSwitch, Timers};
 use memory::GuestMemory;
 
-use crate::{CpuidTable, EngineFeatures, VcpuState};
+use crate::{CpuidTable, EngineFeatures, Event, VcpuState};
 
 /// Why an engine can't do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -104,6 +104,10 @@ pub trait Vm: MsiSink {
     /// state; the others wait for INIT and SIPI unless their state says otherwise.
     fn new_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>>;
 
+    /// Sends vCPU `id`, and it alone, the interrupt that MSI data asks for: delivery mode and vector
+    /// (Intel SDM vol. 3, 11.11.2).
+    fn signal_vcpu(&self, id: u32, data: u32) -> Result<()>;
+
     /// Asks that a guest write of `len` bytes to port or memory `address` signals `event` instead
     /// of going to the bus. Returns false where the engine has no such short cut: the write then
     /// reaches the device through the bus, which must do the same work.
@@ -145,6 +149,14 @@ pub trait Vcpu: Send {
     fn set_state(&mut self, state: &VcpuState) -> Result<()>;
     /// A handle to stop the vCPU from other threads.
     fn kicker(&self) -> Arc<dyn Kicker>;
+    /// What the vCPU did so far, for other threads.
+    fn statistics(&self) -> Arc<dyn Statistics>;
+}
+
+/// Says what a vCPU did so far.
+pub trait Statistics: Send + Sync {
+    /// What this engine counts.
+    fn list(&self) -> Vec<(Event, u64)>;
 }
 
 /// Stops a vCPU that runs on another thread.

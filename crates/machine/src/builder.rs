@@ -242,7 +242,7 @@ mod tests {
         let error = refuse(&[("pci.0.4.0.device", "ahci-cd")]);
         assert!(error.ends_with("device ahci-cd is not implemented yet"), "{error}");
         let error = refuse(&[("memory.size", "16M"), ("engine", "soft")]);
-        assert_eq!(error, "kernel.path=/nowhere/vmlinuz: No such file or directory (os error 2)");
+        assert_eq!(error, "kernel.path=/nowhere/vmlinuz: cannot open /nowhere/vmlinuz: No such file or directory");
         assert!(refuse(&[("engine", "tcg")]).contains("expected auto, kvm or soft"));
     }
 }

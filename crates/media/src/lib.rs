@@ -13,6 +13,8 @@ mod filesystem;
 pub mod fs;
 mod path;
 mod source;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use error::{Error, Result};
 pub use fields::Fields;

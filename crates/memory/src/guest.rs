@@ -29,6 +29,12 @@ pub struct GuestMemory {
     inner: Arc<Inner>,
 }
 
+impl std::fmt::Debug for GuestMemory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.regions()).finish()
+    }
+}
+
 impl GuestMemory {
     /// Maps the ranges of `layout`.
     pub fn new(layout: &[(u64, u64)], backing: &Backing) -> Result<Self> {
@@ -118,6 +124,16 @@ impl GuestMemory {
         unsafe { std::ptr::write_bytes(host.as_ptr(), value, len as usize) };
         self.note_write(gpa, len);
         Ok(())
+    }
+
+    /// From now on core dumps of this process hold the memory.
+    pub fn include_in_core(&self) -> Result<()> {
+        self.inner.regions.iter().try_for_each(Region::include_in_core)
+    }
+
+    /// Faults all pages in and keeps them in RAM.
+    pub fn wire(&self) -> Result<()> {
+        self.inner.regions.iter().try_for_each(Region::wire)
     }
 
     /// To be called after `len` bytes at `gpa` were changed by other means than this type.

@@ -36,6 +36,16 @@ pub enum Error {
         /// The host's answer.
         source: std::io::Error,
     },
+    /// The host refused something else.
+    #[error("cannot {what} {len} bytes of guest memory: {source}")]
+    Host {
+        /// What was asked for.
+        what: &'static str,
+        /// Length in bytes.
+        len: u64,
+        /// The host's answer.
+        source: std::io::Error,
+    },
     /// The requested layout overlaps, is empty, unaligned or overflows.
     #[error("guest memory layout is not valid: {0}")]
     Layout(&'static str),

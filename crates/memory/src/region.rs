@@ -70,6 +70,22 @@ impl Region {
         self.host
     }
 
+    pub(crate) fn include_in_core(&self) -> Result<()> {
+        // SAFETY: advice over the range that this value has mapped; it changes no byte.
+        let done = unsafe { libc::madvise(self.host.as_ptr().cast(), self.len as usize, libc::MADV_DODUMP) };
+        if done == 0 { Ok(()) } else { Err(self.refused("put into core dumps")) }
+    }
+
+    pub(crate) fn wire(&self) -> Result<()> {
+        // SAFETY: the range is mapped by this value; pages are only faulted in and kept.
+        let done = unsafe { libc::mlock(self.host.as_ptr().cast(), self.len as usize) };
+        if done == 0 { Ok(()) } else { Err(self.refused("wire")) }
+    }
+
+    fn refused(&self, what: &'static str) -> Error {
+        Error::Host { what, len: self.len, source: std::io::Error::last_os_error() }
+    }
+
     /// Host address of `gpa` if `len` bytes from there lie in this region.
     pub(crate) fn at(&self, gpa: u64, len: u64) -> Option<NonNull<u8>> {
         let offset = gpa.checked_sub(self.gpa)?;

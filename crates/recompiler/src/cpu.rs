@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use engine::{Segment, TableRegister, seg};
+use engine::{Counters, Event, Segment, TableRegister, seg};
 
 use crate::apic::Apic;
 use crate::mmu::{PagingLimits, Tlb};
@@ -88,6 +88,23 @@ pub struct SystemMsrs {
     /// IA32_TSC_AUX.
     pub tsc_aux: u64,
 }
+
+/// What this engine counts.
+const COUNTED: [Event; 13] = [
+    Event::Exit,
+    Event::Hlt,
+    Event::ControlRegister,
+    Event::ReadMsr,
+    Event::WriteMsr,
+    Event::Port,
+    Event::Cpuid,
+    Event::NestedFault,
+    Event::Emulated,
+    Event::Exception,
+    Event::IdleTicks,
+    Event::Nmi,
+    Event::ExternalDelivered,
+];
 
 /// Whether, and for what, the vCPU waits. Only its own thread changes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -226,6 +243,8 @@ pub struct Cpu {
     pub id: u32,
     /// What CPUID says that paging allows for.
     pub paging: PagingLimits,
+    /// What it did so far.
+    pub counters: Arc<Counters>,
     /// What all vCPUs of the VM share.
     pub shared: Arc<Shared>,
 }
@@ -244,6 +263,7 @@ impl Cpu {
             (&raw mut (*cpu).tlb.written).write(Default::default());
             (&raw mut (*cpu).msrs).write(std::collections::BTreeMap::new());
             (&raw mut (*cpu).apic).write(apic);
+            (&raw mut (*cpu).counters).write(Arc::new(Counters::new(&COUNTED)));
             (&raw mut (*cpu).shared).write(shared);
         }
         // SAFETY: as above.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bus::{Msi, MsiSink};
 use engine::{
-    Doorbell, Engine, EngineFeatures, Error, Kicker, Result, SharedVm, Stop, Vcpu, VcpuState, Vm, VmConfig,
-    VmServices,
+    Doorbell, Engine, EngineFeatures, Error, Kicker, Result, SharedVm, Statistics, Stop, Vcpu, VcpuState, Vm,
+    VmConfig, VmServices,
 };
 
 use crate::apic::Apics;
@@ -73,6 +73,12 @@ impl Vm for SoftVm {
         Ok(Box::new(SoftVcpu::new(&self.shared, &self.apics, id)?))
     }
 
+    fn signal_vcpu(&self, id: u32, data: u32) -> Result<()> {
+        let missing = || Error::Unsupported(format!("vCPU {id}: no such vCPU in this VM"));
+        self.apics.get(id).ok_or_else(missing)?.signal(data);
+        Ok(())
+    }
+
     /// A bus write is a direct call here: no short cut is needed.
     fn add_doorbell(&self, _address: Doorbell, _event: &OwnedFd) -> Result<bool> {
         Ok(false)
@@ -98,6 +104,10 @@ impl Vcpu for SoftVcpu {
 
     fn kicker(&self) -> Arc<dyn Kicker> {
         self.doorstep()
+    }
+
+    fn statistics(&self) -> Arc<dyn Statistics> {
+        self.counters()
     }
 }
 

@@ -35,6 +35,7 @@ scenarios! {
     state_round_trip "state round trip"
     state_moves "state moves to another VM"
     kick "kick of a spinning vCPU"
+    nmi_and_statistics "NMI and statistics"
     power_event "power event stops all vCPUs"
     triple_fault "triple fault"
     halted_for_good "all vCPUs halted for good"

@@ -42,13 +42,21 @@ const FOLDERS: &[&str] =
 pub struct Initramfs<'a> {
     kernel: &'a Kernel,
     script: Script,
+    drivers: Vec<&'static str>,
     files: Vec<(String, u32, Vec<u8>)>,
 }
 
 impl<'a> Initramfs<'a> {
     /// An initramfs for this kernel.
     pub fn new(kernel: &'a Kernel, script: Script) -> Self {
-        Self { kernel, script, files: Vec::new() }
+        Self { kernel, script, drivers: MODULES.to_vec(), files: Vec::new() }
+    }
+
+    /// Adds kernel modules to the usual ones.
+    #[must_use]
+    pub fn drivers(mut self, names: &[&'static str]) -> Self {
+        self.drivers.extend(names);
+        self
     }
 
     /// Adds a file.
@@ -75,7 +83,7 @@ impl<'a> Initramfs<'a> {
     pub fn build(self, cache: &Cache) -> Result<PathBuf> {
         let busybox = fs::read(busybox(cache)?)?;
         let modules = match self.script {
-            Script::Shell | Script::Disk => self.kernel.modules(MODULES)?,
+            Script::Shell | Script::Disk => self.kernel.modules(&self.drivers)?,
             Script::Marker | Script::Lines(_) => Vec::new(),
         };
         let mut archive = Archive::new();

@@ -492,6 +492,35 @@ impl Rtc {
         }
     }
 
+    /// The time that the guest reads, in seconds since 1970.
+    pub fn seconds(&self) -> i64 {
+        let state = self.lock();
+        if state.halted() {
+            return state.decode_date(state.frozen).seconds();
+        }
+        state.time(self.origin.wrapping_add(self.clock.now() as i64)).div_euclid(SECOND)
+    }
+
+    /// Sets the time that the guest reads.
+    pub fn set_seconds(&self, seconds: i64) {
+        let mut state = self.lock();
+        let now = self.clock.now();
+        state.catch_up(now, self.origin);
+        if state.halted() {
+            state.frozen = state.encode_date(&Date::from_seconds(seconds));
+        } else {
+            let host = self.origin.wrapping_add(now as i64);
+            state.adjusted = seconds.saturating_mul(SECOND).wrapping_sub(host);
+        }
+        self.drive(&state, now);
+    }
+
+    /// Reads a register of the first bank as the guest would, but changes nothing.
+    pub fn register(&self, register: u8) -> u8 {
+        let state = self.lock();
+        state.read_register(register & 0x7f, self.origin.wrapping_add(self.clock.now() as i64))
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -697,6 +726,23 @@ mod tests {
         s.write(0x72, 0x34, 0);
         s.write(0x73, 0x99, 0);
         assert_eq!((s.read(0x73, 0), get(&mut s, 0x34, 0)), (0x99, 0));
+    }
+
+    #[test]
+    fn the_time_can_be_set_from_outside() {
+        let timers = Timers::start(Clock::new()).unwrap();
+        let rtc = Rtc::new(&timers, IrqLine::new(Arc::new(Probe::default()), 8), &RtcConfig::default());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;
+        assert!((rtc.seconds() - now).abs() <= 1);
+        rtc.set_seconds(LEAP);
+        assert!((0..60).contains(&(rtc.seconds() - LEAP)));
+        assert_eq!((rtc.register(YEAR), rtc.register(STATUS_D)), (0x24, VALID));
+        rtc.write_port(0x70, STATUS_B);
+        rtc.write_port(0x71, HOUR_24 | SET);
+        rtc.set_seconds(LEAP - DAY);
+        assert_eq!((rtc.seconds(), rtc.register(MONTHDAY)), (LEAP - DAY, 0x28));
+        rtc.write_port(0x71, HOUR_24);
+        assert!((0..60).contains(&(rtc.seconds() - LEAP + DAY)));
     }
 
     #[test]

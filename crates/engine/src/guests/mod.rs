@@ -38,6 +38,7 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "state round trip", check: scenarios::state_round_trip },
     Scenario { name: "state moves to another VM", check: scenarios::state_moves },
     Scenario { name: "kick of a spinning vCPU", check: scenarios::kick },
+    Scenario { name: "NMI and statistics", check: scenarios::nmi_and_statistics },
     Scenario { name: "power event stops all vCPUs", check: scenarios::power_event },
     Scenario { name: "triple fault", check: scenarios::triple_fault },
     Scenario { name: "all vCPUs halted for good", check: scenarios::halted_for_good },

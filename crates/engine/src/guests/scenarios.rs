@@ -7,7 +7,7 @@ use bus::{Msi, PowerEvent};
 
 use super::code;
 use super::rig::{Access, MMIO, PORTS, RESULT, Rig, Running};
-use crate::{Doorbell, Engine, FpuState, RunState, SharedVm, Stop, VcpuState};
+use crate::{Doorbell, Engine, Event, FpuState, RunState, SharedVm, Stop, VcpuState};
 
 /// Edge-triggered, fixed, to APIC id 0, vector 50 (Intel SDM vol. 3, 11.11).
 const MESSAGE: Msi = Msi { address: 0xfee0_0000, data: 0x50 };
@@ -311,6 +311,37 @@ pub fn kick(engine: &dyn Engine) {
     rig.put(RESULT, &[1]);
     assert_eq!(running.join()[0].0, Stop::Stopped);
     assert_eq!(rig.services.power.event(), Some(PowerEvent::PowerOff));
+}
+
+pub fn nmi_and_statistics(engine: &dyn Engine) {
+    /// MSI data: delivery mode NMI.
+    const NMI: u32 = 4 << 8;
+    let rig = Rig::new(engine, 1, code::WAIT_FOR_INTERRUPTS);
+    rig.handler(2, code::HANDLER);
+    let vm = rig.vm(engine);
+    let mut vcpu = vm.new_vcpu(0).unwrap();
+    vcpu.set_state(&Rig::entry()).unwrap();
+    let statistics = vcpu.statistics();
+    let running = Running::start(vec![vcpu]);
+    rig.log.wait(0x501, 1);
+    assert!(vm.signal_vcpu(7, NMI).is_err());
+    vm.signal_vcpu(0, NMI).unwrap();
+    rig.log.wait(0x502, 1);
+    // What an engine can't count is left out.
+    let counted = |event: Event, least: u64| {
+        statistics.list().iter().find(|(e, _)| *e == event).is_none_or(|(_, count)| *count >= least)
+    };
+    let end = Instant::now() + super::rig::PATIENCE;
+    while !counted(Event::Hlt, 1) && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    rig.services.power.request(PowerEvent::PowerOff);
+    running.join();
+    let list = statistics.list();
+    for (event, least) in [(Event::Port, 2), (Event::Hlt, 1), (Event::Nmi, 1), (Event::Exit, 3)] {
+        assert!(counted(event, least), "{list:?}");
+    }
+    assert!(!list.is_empty() && list.is_sorted_by_key(|(event, _)| *event as usize), "{list:?}");
 }
 
 pub fn state_moves(engine: &dyn Engine) {

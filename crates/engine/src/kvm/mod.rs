@@ -10,6 +10,7 @@ mod page;
 mod probe;
 mod routes;
 mod state;
+mod stats;
 mod sys;
 mod vcpu;
 mod vm;

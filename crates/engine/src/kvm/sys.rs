@@ -1,7 +1,7 @@
 //! The few KVM calls that take descriptors or pages of our own.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use kvm_bindings::{kvm_interrupt, kvm_ioeventfd, kvm_irqfd};
 
@@ -15,6 +15,7 @@ const KVMIO: u64 = 0xae;
 const RUN: u64 = KVMIO << 8 | 0x80;
 const IRQFD: u64 = write_request::<kvm_irqfd>(0x76);
 const IOEVENTFD: u64 = write_request::<kvm_ioeventfd>(0x79);
+const STATS: u64 = KVMIO << 8 | 0xce;
 const INTERRUPT: u64 = write_request::<kvm_interrupt>(0x86);
 
 fn checked(result: libc::c_int) -> io::Result<()> {
@@ -26,6 +27,15 @@ pub fn run(vcpu: &impl AsRawFd) -> io::Result<()> {
     // SAFETY: KVM_RUN takes no argument. What the guest does to memory it does to guest RAM and to the
     // shared page, both of which are only ever accessed through raw pointers.
     checked(unsafe { libc::ioctl(vcpu.as_raw_fd(), RUN, 0) })
+}
+
+/// A file with what KVM counts of a vCPU.
+pub fn stats(vcpu: &impl AsRawFd) -> io::Result<OwnedFd> {
+    // SAFETY: KVM_GET_STATS_FD takes no argument.
+    let fd = unsafe { libc::ioctl(vcpu.as_raw_fd(), STATS, 0) };
+    checked(fd)?;
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Hands KVM the vector of an external interrupt.

@@ -36,7 +36,8 @@ macro_rules! scenarios {
 }
 
 scenarios!(port_io memory_io msi_by_signal msi_by_event doorbell second_vcpu apic_timer pic_interrupt level_eoi
-    state_round_trip state_moves kick power_event triple_fault halted_for_good cpuid unknown_msr_strict
+    state_round_trip state_moves kick
+    nmi_and_statistics power_event triple_fault halted_for_good cpuid unknown_msr_strict
     unknown_msr_ignored unclaimed_port);
 
 #[test]

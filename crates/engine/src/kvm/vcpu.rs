@@ -18,9 +18,10 @@ use super::cpuid::Source;
 use super::kick::{Kick, Life};
 use super::page::{PortAccess, RunPage};
 use super::state::{self, Context};
+use super::stats::Stats;
 use super::vm::Shared;
 use super::{Stepper, failed, sys};
-use crate::{Error, Kicker, Result, Stop, Vcpu, VcpuState, host_tsc_hz};
+use crate::{Error, Event, Kicker, Result, Statistics, Stop, Vcpu, VcpuState, host_tsc_hz};
 
 /// RFLAGS.IF.
 const INTERRUPT_FLAG: u64 = 1 << 9;
@@ -35,6 +36,7 @@ pub struct KvmVcpu {
     fd: VcpuFd,
     shared: Arc<Shared>,
     kick: Arc<Kick>,
+    stats: Arc<Stats>,
     id: u32,
     apic_id: u32,
     msrs: Vec<u32>,
@@ -69,6 +71,7 @@ impl KvmVcpu {
         let mut vcpu = Self {
             msrs: state::kept_msrs(&fd),
             reset_apic: fd.get_lapic().map_err(failed("KVM_GET_LAPIC"))?,
+            stats: Arc::new(Stats::open(&fd)),
             fd,
             shared: shared.clone(),
             kick: Arc::new(Kick::new(page)),
@@ -111,6 +114,7 @@ impl KvmVcpu {
             }
             self.offer_interrupt();
             self.unfinished = false;
+            self.stats.count(Event::UserSpace);
             let stop = match sys::run(&self.fd) {
                 Ok(()) => self.handle_exit(),
                 Err(error) => self.handle_error(&error),
@@ -139,6 +143,7 @@ impl KvmVcpu {
         match self.kick.page().exit_reason() {
             KVM_EXIT_IO => {
                 self.unfinished = true;
+                self.stats.count(Event::Port);
                 self.port_access()
             }
             KVM_EXIT_MMIO => {
@@ -223,10 +228,11 @@ impl KvmVcpu {
         let page = self.kick.page();
         if (self.held.is_some() || wanted()) && page.ready_for_interrupt() {
             let vector = self.held.take().or_else(|| self.shared.services.interrupts.acknowledge());
-            if let Some(vector) = vector
-                && sys::interrupt(&self.fd, vector).is_err()
-            {
-                self.held = Some(vector);
+            if let Some(vector) = vector {
+                match sys::interrupt(&self.fd, vector) {
+                    Ok(()) => self.stats.count(Event::ExternalDelivered),
+                    Err(_) => self.held = Some(vector),
+                }
             }
         }
         page.request_interrupt_window(self.held.is_some() || wanted());
@@ -312,5 +318,9 @@ impl Vcpu for KvmVcpu {
 
     fn kicker(&self) -> Arc<dyn Kicker> {
         self.kick.clone()
+    }
+
+    fn statistics(&self) -> Arc<dyn Statistics> {
+        self.stats.clone()
     }
 }

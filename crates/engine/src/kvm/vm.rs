@@ -26,6 +26,9 @@ use crate::{Doorbell, Error, Result, Vcpu, Vm, VmConfig, VmServices};
 const IDENTITY_MAP: u64 = 0xfeff_c000;
 const TASK_STATE: usize = 0xfeff_d000;
 
+/// Where interrupt messages go (Intel SDM vol. 3, 11.11.1).
+const MESSAGE_BASE: u64 = 0xfee0_0000;
+
 /// Flags of an ioeventfd (linux/kvm.h).
 const IOEVENT_DATAMATCH: u32 = 1;
 const IOEVENT_PIO: u32 = 2;
@@ -230,6 +233,14 @@ fn ioevent(address: Doorbell, event: &OwnedFd, flags: u32) -> kvm_ioeventfd {
 impl Vm for KvmVm {
     fn new_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>> {
         Ok(Box::new(KvmVcpu::new(&self.0, id)?))
+    }
+
+    fn signal_vcpu(&self, id: u32, data: u32) -> Result<()> {
+        let apic_id = u64::from(self.0.config.cpuid.topology.apic_id(id));
+        // Bits 8–31 of the destination are in the upper half (KVM_X2APIC_API_USE_32BIT_IDS).
+        let address = (apic_id & !0xff) << 32 | MESSAGE_BASE | (apic_id & 0xff) << 12;
+        let sent = self.0.fd.signal_msi(message(Msi { address, data })).map_err(failed("KVM_SIGNAL_MSI"))?;
+        if sent > 0 { Ok(()) } else { Err(Error::Unsupported(format!("vCPU {id} takes no such interrupt"))) }
     }
 
     fn add_doorbell(&self, address: Doorbell, event: &OwnedFd) -> Result<bool> {

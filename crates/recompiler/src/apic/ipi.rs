@@ -70,6 +70,11 @@ impl MsiSink for Apics {
 }
 
 impl Apic {
+    /// Takes the message that MSI data asks for, whatever its destination.
+    pub fn signal(&self, data: u32) {
+        self.receive(data >> 8 & 7, data as u8, data & 1 << 15 != 0);
+    }
+
     fn receive(&self, mode: u32, vector: u8, level: bool) {
         self.change(|r| r.message(mode, vector, level));
     }

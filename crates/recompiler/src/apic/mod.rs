@@ -179,14 +179,17 @@ impl Apic {
     /// Takes the interrupt that the processor accepts now: the vector of the 8259 pair if it asks,
     /// else the highest requested one, which goes into service. `None`: the request went away.
     pub fn acknowledge(&self) -> Option<u8> {
-        if self.pending() & pending::EXTINT != 0 {
-            self.change(|r| r.extint = false);
-            // Without the lock: the controller may drop INTR, which comes back here.
-            if let Some(vector) = self.interrupts.acknowledge() {
-                return Some(vector);
-            }
+        self.acknowledge_external().or_else(|| self.change(Registers::acknowledge))
+    }
+
+    /// Takes the vector of the 8259 pair, if it asks.
+    pub fn acknowledge_external(&self) -> Option<u8> {
+        if self.pending() & pending::EXTINT == 0 {
+            return None;
         }
-        self.change(Registers::acknowledge)
+        self.change(|r| r.extint = false);
+        // Without the lock: the controller may drop INTR, which comes back here.
+        self.interrupts.acknowledge()
     }
 
     /// Takes a latched NMI.

@@ -29,6 +29,7 @@ impl SoftVcpu {
     pub(super) fn bounce(&mut self, insn: &Instruction) -> Exec<()> {
         let _guard = (insn.has_lock_prefix() || insn.mnemonic() == Mnemonic::Xchg)
             .then(|| SPLIT_LOCK.lock().unwrap_or_else(PoisonError::into_inner));
+        self.cpu.counters.count(engine::Event::Emulated);
         let next = self.cpu.next_rip(insn);
         let bit_string = insn.op1_kind() == OpKind::Register
             && matches!(insn.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)

@@ -1,6 +1,6 @@
 //! Interrupts, NMI, INIT and SIPI.
 
-use engine::{RunState, Segment, VcpuState, seg};
+use engine::{Event as Counted, RunState, Segment, VcpuState, seg};
 
 use super::SoftVcpu;
 use crate::apic::pending;
@@ -31,21 +31,31 @@ impl SoftVcpu {
         if waiting & pending::NMI != 0 && !self.cpu.nmi_blocked && self.cpu.apic.take_nmi() {
             self.cpu.activity = Activity::Running;
             self.cpu.nmi_blocked = true;
+            self.cpu.counters.count(Counted::Nmi);
             interrupts::deliver(&mut self.cpu, Event::nmi());
             return;
         }
         if waiting & (pending::FIXED | pending::EXTINT) != 0
             && self.cpu.rflags & flag::IF != 0
-            && let Some(vector) = self.cpu.apic.acknowledge()
+            && let Some(vector) = self.acknowledge()
         {
             self.cpu.activity = Activity::Running;
             interrupts::deliver(&mut self.cpu, Event::external(vector));
         }
     }
 
+    fn acknowledge(&mut self) -> Option<u8> {
+        if let Some(vector) = self.cpu.apic.acknowledge_external() {
+            self.cpu.counters.count(Counted::ExternalDelivered);
+            return Some(vector);
+        }
+        self.cpu.apic.acknowledge()
+    }
+
     /// Delivers an exception of the instruction at CS:RIP.
     pub(super) fn raise(&mut self, exception: Exception) {
         self.cpu.shadow = false;
+        self.cpu.counters.count(Counted::Exception);
         interrupts::deliver(&mut self.cpu, exception.into());
     }
 

@@ -1,6 +1,6 @@
 //! What happens when translated code leaves.
 
-use engine::{Stop, seg};
+use engine::{Event, Stop, seg};
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic};
 
 use super::SoftVcpu;
@@ -117,6 +117,7 @@ impl SoftVcpu {
     /// A TLB miss: where to try again, or `None` once the instruction was done another way.
     fn miss(&mut self, site: Site, mode: Mode) -> Exec<Option<u64>> {
         let linear = self.cpu.jit.value;
+        self.cpu.counters.count(Event::NestedFault);
         self.cpu.rip = site.rip;
         if canonical(linear) || !mode.is64() {
             let class = mode.class();
@@ -164,6 +165,9 @@ impl SoftVcpu {
             && let Class::Native(unit) = classify(&site.insn)
         {
             return Err(self.unit_fault(&site.insn, unit));
+        }
+        if let Some(event) = counted(&site.insn) {
+            self.cpu.counters.count(event);
         }
         let known = site.topic.and_then(|topic| topic(&mut self.cpu, &site.insn));
         let result = if let Some(result) = known {
@@ -242,6 +246,26 @@ impl SoftVcpu {
             other => Exception::plain(other),
         }
     }
+}
+
+/// What a system instruction counts as.
+fn counted(insn: &Instruction) -> Option<Event> {
+    Some(match insn.mnemonic() {
+        Mnemonic::In
+        | Mnemonic::Out
+        | Mnemonic::Insb
+        | Mnemonic::Insw
+        | Mnemonic::Insd
+        | Mnemonic::Outsb
+        | Mnemonic::Outsw
+        | Mnemonic::Outsd => Event::Port,
+        Mnemonic::Cpuid => Event::Cpuid,
+        Mnemonic::Rdmsr => Event::ReadMsr,
+        Mnemonic::Wrmsr => Event::WriteMsr,
+        Mnemonic::Hlt => Event::Hlt,
+        Mnemonic::Mov if insn.op0_register().is_cr() || insn.op1_register().is_cr() => Event::ControlRegister,
+        _ => return None,
+    })
 }
 
 /// How guest code came back.

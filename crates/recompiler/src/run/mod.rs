@@ -12,7 +12,7 @@ mod tests;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use engine::Stop;
+use engine::{Counters, Event, Stop};
 
 use crate::apic::{Apics, Attention};
 use crate::cache::{CodeCache, ExitKind};
@@ -35,7 +35,12 @@ pub struct SoftVcpu {
     x87: x87::Image,
     /// Counts how often the cache was cleared: numbers from before mean nothing.
     epoch: u64,
+    /// Nanoseconds asleep that are not counted yet.
+    idle: u64,
 }
+
+/// As FreeBSD's clock with its usual 1000 Hz.
+const NANOS_PER_TICK: u64 = 1_000_000;
 
 /// `arch_prctl` code that sets the GS base (`arch/x86/include/uapi/asm/prctl.h`).
 const ARCH_SET_GS: libc::c_int = 0x1001;
@@ -54,12 +59,17 @@ impl SoftVcpu {
         apic.set_attention(doorstep.clone());
         signal::install();
         let x87 = x87::Image::initial();
-        Ok(Self { cpu, cache, tools: Tools::new(), doorstep, x87, epoch: 0 })
+        Ok(Self { cpu, cache, tools: Tools::new(), doorstep, x87, epoch: 0, idle: 0 })
     }
 
     /// The vCPU as other threads see it.
     pub fn doorstep(&self) -> Arc<Doorstep> {
         self.doorstep.clone()
+    }
+
+    /// What it did so far.
+    pub fn counters(&self) -> Arc<Counters> {
+        self.cpu.counters.clone()
     }
 
     /// See [`engine::Vcpu::run`].
@@ -164,10 +174,19 @@ impl SoftVcpu {
         if dead && fabric.set_dead(true) {
             self.cpu.shared.services.power.request(bus::PowerEvent::Halt);
         }
+        let begin = self.cpu.shared.services.clock.now();
         self.doorstep.sleep(&self.cpu.attention);
+        self.slept(begin);
         if dead {
             fabric.set_dead(false);
         }
+    }
+
+    /// Counts whole milliseconds; what is left over goes with the next sleep.
+    fn slept(&mut self, begin: u64) {
+        self.idle += self.cpu.shared.services.clock.now().saturating_sub(begin);
+        self.cpu.counters.add(Event::IdleTicks, self.idle / NANOS_PER_TICK);
+        self.idle %= NANOS_PER_TICK;
     }
 
     /// Runs host code at `target` until it leaves.
@@ -183,6 +202,7 @@ impl SoftVcpu {
             let enter: unsafe extern "sysv64" fn() = std::mem::transmute(enter);
             enter();
         }
+        self.cpu.counters.count(Event::Exit);
         let flags = self.cpu.jit.flags;
         let arithmetic = flags >> 8 & ARITHMETIC_FLAGS & 0xff | (flags & 1) << 11;
         self.cpu.rflags = self.cpu.rflags & !ARITHMETIC_FLAGS | arithmetic;

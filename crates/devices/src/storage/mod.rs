@@ -1,0 +1,3 @@
+//! Disk controllers that hardware has, too.
+
+pub mod ahci;

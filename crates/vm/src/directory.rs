@@ -1,0 +1,173 @@
+//! The folder that lists the VMs.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+use rustix::process::geteuid;
+
+use crate::{Error, Name, Result, State};
+
+/// Where root's VMs are, as on FreeBSD.
+const SYSTEM: &str = "/dev/vmm";
+
+/// The folder that lists the VMs, and the one beside it with their companion files.
+#[derive(Clone, Debug)]
+pub struct Directory(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    path: PathBuf,
+    io_path: PathBuf,
+    dir: OwnedFd,
+    io: OwnedFd,
+}
+
+impl Directory {
+    /// The folder of this user: `$VMM_DIR`, else /dev/vmm for root, else `$XDG_RUNTIME_DIR/vmm`;
+    /// a user without a session has /run/user/UID/vmm where that exists, or /tmp/vmm-UID. Makes it
+    /// where it isn't there yet.
+    pub fn open() -> Result<Self> {
+        Self::at(&place(|name| std::env::var_os(name).filter(|v| !v.is_empty()), geteuid().as_raw()))
+    }
+
+    /// The folder at `path`, made where it isn't there yet.
+    pub fn at(path: &Path) -> Result<Self> {
+        let path = std::path::absolute(path).map_err(|e| Error::file(path, e))?;
+        let Some(last) = path.file_name() else {
+            return Err(Error::file(path, "the root folder can't list VMs"));
+        };
+        let mut beside = last.to_os_string();
+        beside.push(".io");
+        let io_path = path.with_file_name(beside);
+        let root = geteuid().is_root();
+        // Whoever may look into /dev sees root's VMs by name there.
+        let dir = folder(&path, if root { Mode::from(0o755) } else { Mode::RWXU })?;
+        let io = folder(&io_path, Mode::RWXU)?;
+        Ok(Self(Arc::new(Inner { path, io_path, dir, io })))
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// The path of the companion files.
+    pub(crate) fn io_path(&self) -> &Path {
+        &self.0.io_path
+    }
+
+    /// The folder itself.
+    pub(crate) fn dir(&self) -> BorrowedFd<'_> {
+        self.0.dir.as_fd()
+    }
+
+    /// The folder of the companion files.
+    pub(crate) fn io(&self) -> BorrowedFd<'_> {
+        self.0.io.as_fd()
+    }
+
+    /// The VMs by name.
+    pub fn list(&self) -> Result<Vec<Name>> {
+        let fail = |e: Errno| Error::file(self.path(), e);
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::read_from(self.dir()).map_err(fail)? {
+            let entry = entry.map_err(fail)?;
+            let Some(name) = entry.file_name().to_str().ok().and_then(|name| Name::new(name).ok()) else {
+                continue;
+            };
+            if self.exists(&name)? {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Whether there is such a VM.
+    pub fn exists(&self, name: &Name) -> Result<bool> {
+        match rustix::fs::statat(self.dir(), name.as_str(), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile),
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(Error::file(self.path().join(name.as_str()), error)),
+        }
+    }
+
+    /// What the VM's file says. While a process runs the VM, only that one knows more.
+    pub fn state(&self, name: &Name) -> Result<State> {
+        let path = self.path().join(name.as_str());
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+        let file = match open_own(self.dir(), Path::new(name.as_str()), &path, flags) {
+            Err(Error::File { .. }) if !self.exists(name)? => return Err(Error::NotCreated(name.clone())),
+            other => other?,
+        };
+        let mut bytes = Vec::new();
+        let file = std::fs::File::from(file);
+        std::io::Read::read_to_end(&mut std::io::Read::take(file, crate::state::MAX_LEN), &mut bytes)
+            .map_err(|e| Error::file(&path, e))?;
+        State::decode(&bytes).map_err(|why| Error::file(&path, why))
+    }
+}
+
+/// Where the folder is for user `uid` with this environment.
+fn place(env: impl Fn(&str) -> Option<OsString>, uid: u32) -> PathBuf {
+    if let Some(path) = env("VMM_DIR") {
+        return path.into();
+    }
+    if uid == 0 {
+        return SYSTEM.into();
+    }
+    if let Some(runtime) = env("XDG_RUNTIME_DIR") {
+        return Path::new(&runtime).join("vmm");
+    }
+    let session = PathBuf::from(format!("/run/user/{uid}"));
+    if rustix::fs::stat(&session).is_ok_and(|stat| stat.st_uid == uid) {
+        return session.join("vmm");
+    }
+    format!("/tmp/vmm-{uid}").into()
+}
+
+/// Opens or makes a folder that only this user can have filled.
+fn folder(path: &Path, mode: Mode) -> Result<OwnedFd> {
+    let fail = |e: Errno| Error::file(path, format!("can't keep VMs there: {}", std::io::Error::from(e)));
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
+    let fd = match rustix::fs::open(path, flags, Mode::empty()) {
+        Err(Errno::NOENT) => {
+            match rustix::fs::mkdir(path, mode) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(fail(error)),
+            }
+            rustix::fs::open(path, flags, Mode::empty()).map_err(fail)?
+        }
+        other => other.map_err(fail)?,
+    };
+    let stat = rustix::fs::fstat(&fd).map_err(fail)?;
+    check_owner(&stat, path)?;
+    if stat.st_mode & 0o022 != 0 {
+        return Err(Error::file(path, "can't keep VMs there: others may write to this folder"));
+    }
+    Ok(fd)
+}
+
+fn check_owner(stat: &Stat, path: &Path) -> Result<()> {
+    if stat.st_uid == geteuid().as_raw() {
+        return Ok(());
+    }
+    Err(Error::file(path, format!("belongs to another user (uid {})", stat.st_uid)))
+}
+
+/// Opens a regular file of this user, and no link to one. `path` is for the user's eyes.
+pub(crate) fn open_own(at: BorrowedFd<'_>, name: &Path, path: &Path, flags: OFlags) -> Result<OwnedFd> {
+    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fail = |e: Errno| Error::file(path, std::io::Error::from(e));
+    let fd = rustix::fs::openat(at, name, flags, Mode::RUSR | Mode::WUSR).map_err(fail)?;
+    let stat = rustix::fs::fstat(&fd).map_err(fail)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(Error::file(path, "not a regular file"));
+    }
+    check_owner(&stat, path)?;
+    Ok(fd)
+}
