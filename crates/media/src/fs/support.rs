@@ -274,7 +274,7 @@ mod tests {
         assert!(below.down("test", 1).is_err());
         assert!(below.down("test", 2).is_err());
         let mut deep = below.down("test", 3).unwrap();
-        for id in 4..=u64::from(MAX_DEPTH) {
+        for id in 4..=u64::from(MAX_DEPTH) + 1 {
             deep = deep.down("test", id).unwrap();
         }
         assert!(matches!(deep.down("test", 1 << 40), Err(Error::TooLarge(_))));
@@ -288,5 +288,125 @@ mod tests {
         assert_eq!(cache.array::<4>(14).unwrap(), [14, 15, 16, 17]);
         assert!(cache.array::<4>(98).is_err());
         assert!(cache.array::<1>(1000).is_err());
+    }
+}
+
+/// What the tests of several readers share.
+#[cfg(test)]
+pub(super) mod judge {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use crate::fs::Open;
+    use crate::testing::{Scratch, compare, have, is_root, mutate_and_walk, run};
+    use crate::{FileSource, FileSystem, NodeRef, SourceRef, resolve};
+
+    /// An image as a source.
+    pub(crate) fn source(image: &Path) -> SourceRef {
+        Arc::new(FileSource::open(image).unwrap())
+    }
+
+    /// The file system in an image, which must be this reader's.
+    pub(crate) fn mount(image: &Path, open: Open) -> Arc<dyn FileSystem> {
+        open(&source(image), &[]).unwrap().expect("the image is of this kind")
+    }
+
+    /// Whether all of a tree is there: at least so many files.
+    pub(crate) fn same(image: &Path, open: Open, tree: &Path, files: usize) {
+        let counts = compare(&*mount(image, open), "/", tree).unwrap();
+        assert!(counts.files >= files, "{counts:?}");
+    }
+
+    /// GRUB's own code lists kind, label and UUID; they must be ours.
+    pub(crate) fn grub_says(image: &Path, open: Open) {
+        if !have("grub-fstest") {
+            return;
+        }
+        let fs = mount(image, open);
+        let said = run("grub-fstest", &[image.to_str().unwrap(), "ls", "--", "-l"]).unwrap();
+        let line = said.lines().find(|line| line.contains("loop0")).unwrap();
+        assert!(line.contains(&format!("type {} ", fs.kind())), "{line}");
+        let label = line.split_once("Label `").map(|(_, rest)| rest.split_once('\'').unwrap().0.to_owned());
+        assert_eq!(fs.label(), label, "{line}");
+        let uuid = line.split_once("UUID ").map(|(_, rest)| rest.split(' ').next().unwrap().to_owned());
+        assert_eq!(fs.uuid(), uuid, "{line}");
+    }
+
+    /// GRUB's own code reads the same from some files.
+    pub(crate) fn grub_reads(image: &Path, tree: &Path, files: &[&str]) {
+        if !have("grub-fstest") {
+            return;
+        }
+        for file in files {
+            let host = tree.join(file.trim_start_matches('/'));
+            run("grub-fstest", &[image.to_str().unwrap(), "cmp", file, host.to_str().unwrap()]).unwrap();
+        }
+    }
+
+    /// Damaged copies of an image must not do harm, and most of them can be opened.
+    pub(crate) fn survives(image: &Path, open: Open, rounds: u64) {
+        let opened = mutate_and_walk(|source| open(source, &[]), &source(image), rounds);
+        assert!(opened > rounds / 4, "{opened} of {rounds} images could be opened");
+    }
+
+    /// A file system in user space, until it is dropped.
+    pub(crate) struct Fuse {
+        folder: Scratch,
+        device: Option<String>,
+    }
+
+    impl Fuse {
+        /// Mounts an image with `program`. `None` with a message if that isn't possible here.
+        /// Some programs want a block device.
+        pub(crate) fn mount(program: &str, options: &[&str], image: &Path, device: bool) -> Option<Self> {
+            if !is_root() || !Path::new("/dev/fuse").exists() || !have(program) {
+                eprintln!("skipped: {program} needs root and /dev/fuse");
+                return None;
+            }
+            let mut name = image.to_str().unwrap().to_owned();
+            let mut fuse = Self { folder: Scratch::new("fuse"), device: None };
+            if device {
+                match run("losetup", &["-f", "--show", &name]) {
+                    Ok(found) => found.trim().clone_into(&mut name),
+                    Err(error) => {
+                        eprintln!("skipped: {error}");
+                        return None;
+                    }
+                }
+                fuse.device = Some(name.clone());
+            }
+            let folder = fuse.folder.path().to_str().unwrap().to_owned();
+            match run(program, &[options, &[&name, &folder]].concat()) {
+                Ok(_) => Some(fuse),
+                Err(error) => {
+                    eprintln!("skipped: {error}");
+                    None
+                }
+            }
+        }
+
+        pub(crate) fn path(&self) -> &Path {
+            self.folder.path()
+        }
+    }
+
+    impl Drop for Fuse {
+        fn drop(&mut self) {
+            // A program may not have ended yet when its file system is gone.
+            let _ = run("umount", &[self.folder.path().to_str().unwrap()]);
+            if let Some(device) = &self.device {
+                for _ in 0..50 {
+                    if run("losetup", &["-d", device]).is_ok() {
+                        break;
+                    }
+                    std::thread::sleep(std::time::Duration::from_millis(100));
+                }
+            }
+        }
+    }
+
+    /// The node at a path.
+    pub(crate) fn at(fs: &dyn FileSystem, path: &str) -> NodeRef {
+        resolve(fs, path.as_bytes()).unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 }

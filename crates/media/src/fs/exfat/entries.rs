@@ -12,7 +12,10 @@ pub(super) enum Slot {
     /// Nothing, or a part of a set.
     None,
     Label(Vec<u8>),
-    UpCase { cluster: u32, len: u64 },
+    UpCase {
+        cluster: u32,
+        len: u64,
+    },
     File(File),
 }
 
@@ -145,11 +148,16 @@ mod tests {
 
     #[test]
     fn the_table_is_unpacked() {
-        let packed: Vec<u8> =
-            [0xffffu16, 0x61, 0x41, 0x42, 0xffff, 2, 0x99].iter().flat_map(|unit| unit.to_le_bytes()).collect();
+        let packed: Vec<u8> = [0xffffu16, 0x61, 0x41, 0x42, 0xffff, 2, 0x99]
+            .iter()
+            .flat_map(|unit| unit.to_le_bytes())
+            .collect();
         let table = upcase_table(&packed);
         assert_eq!(table.len(), 0x61 + 2 + 2 + 1);
-        assert_eq!((table[0x20], table[0x61], table[0x62], table[0x63], table[0x65]), (0x20, 0x41, 0x42, 0x63, 0x99));
+        assert_eq!(
+            (table[0x20], table[0x61], table[0x62], table[0x63], table[0x65]),
+            (0x20, 0x41, 0x42, 0x63, 0x99)
+        );
         let endless: Vec<u8> = std::iter::repeat_n(0xff, 4000).collect();
         assert_eq!(upcase_table(&endless).len(), 0x1_0000);
     }
@@ -180,6 +188,9 @@ mod tests {
             }
         }
         let file = found.unwrap();
-        assert_eq!((file.name.as_slice(), file.size, file.cluster, file.contiguous), (b"hi".as_slice(), 77, 9, true));
+        assert_eq!(
+            (file.name.as_slice(), file.size, file.cluster, file.contiguous),
+            (b"hi".as_slice(), 77, 9, true)
+        );
     }
 }

@@ -1,6 +1,8 @@
 //! exFAT (Microsoft's exFAT specification, revision 1.00).
 
 mod entries;
+#[cfg(test)]
+mod tests;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -83,7 +85,11 @@ impl Volume {
                 Slot::UpCase { cluster, len } if table.is_none() => table = Some((cluster, len)),
                 Slot::None | Slot::UpCase { .. } | Slot::File(_) => {}
             }
-            Ok(if table.is_some() && label.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+            Ok(if table.is_some() && label.is_some() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            })
         })?;
         self.label = label.filter(|label| !label.is_empty());
         let (cluster, len) = table.ok_or_else(|| Error::corrupt(KIND, "no up-case table"))?;
@@ -151,7 +157,9 @@ impl ExfatNode {
             Ok(match reader.take(place, entry) {
                 Slot::End => ControlFlow::Break(()),
                 Slot::File(file) if usable(&file.name) => visit(file),
-                Slot::None | Slot::Label(_) | Slot::UpCase { .. } | Slot::File(_) => ControlFlow::Continue(()),
+                Slot::None | Slot::Label(_) | Slot::UpCase { .. } | Slot::File(_) => {
+                    ControlFlow::Continue(())
+                }
             })
         })
     }

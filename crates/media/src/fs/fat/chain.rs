@@ -198,7 +198,10 @@ impl Space {
                 Self::Chain { len: Some(len), .. } if at >= *len => return Ok(()),
                 Self::Chain { chain, max, .. } => {
                     if at >= *max {
-                        return Err(Error::corrupt(heap.kind, format!("a directory of more than {max} bytes")));
+                        return Err(Error::corrupt(
+                            heap.kind,
+                            format!("a directory of more than {max} bytes"),
+                        ));
                     }
                     let within = at % heap.cluster;
                     match chain.cluster(heap, at / heap.cluster)? {
@@ -253,7 +256,8 @@ mod tests {
 
     #[test]
     fn a_chain_is_walked_from_the_nearest_mark() {
-        let links: Vec<u8> = (0..100u32).flat_map(|n| (if n < 99 { n + 1 } else { 0x0fff_ffff }).to_le_bytes()).collect();
+        let links: Vec<u8> =
+            (0..100u32).flat_map(|n| (if n < 99 { n + 1 } else { 0x0fff_ffff }).to_le_bytes()).collect();
         let heap = heap(Width::Bits32, &links);
         let mut chain = Chain::new(2, false, 98);
         chain.step = 7;

@@ -2,6 +2,8 @@
 
 pub(super) mod chain;
 pub(super) mod names;
+#[cfg(test)]
+mod tests;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -104,7 +106,11 @@ impl Mounted {
             Root::Fixed { start, len } => (Space::Fixed { start, len }, 0),
             Root::Cluster(first) => (directory(first), u64::from(first)),
         };
-        FatNode { volume: self.0.clone(), content: Content::Directory(space, Trail::root(id), id), modified: None }
+        FatNode {
+            volume: self.0.clone(),
+            content: Content::Directory(space, Trail::root(id), id),
+            modified: None,
+        }
     }
 }
 
@@ -184,7 +190,8 @@ impl FatNode {
 
     fn child(&self, trail: &Arc<Trail>, file: &File) -> Result<Self> {
         let heap = &self.volume.heap;
-        let cluster = if heap.width == Width::Bits32 { file.cluster & 0x0fff_ffff } else { file.cluster & 0xffff };
+        let cluster =
+            if heap.width == Width::Bits32 { file.cluster & 0x0fff_ffff } else { file.cluster & 0xffff };
         let content = if file.directory {
             let id = u64::from(cluster);
             let trail = trail.down(KIND, id)?;

@@ -6,6 +6,8 @@
 mod boot;
 mod record;
 mod rock;
+#[cfg(test)]
+mod tests;
 mod zisofs;
 
 use std::ops::ControlFlow;

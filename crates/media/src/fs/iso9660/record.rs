@@ -174,8 +174,9 @@ pub(super) fn each_raw(
             // A record lies within a sector; a zero ends the sector (6.8.1.1).
             while sector.get(place).is_some_and(|len| *len != 0) {
                 let at = at + place as u64;
-                let raw = Raw::parse(sector.get(place..).unwrap_or_default())
-                    .ok_or_else(|| Error::corrupt(KIND, format!("directory record at {at} of its directory")))?;
+                let raw = Raw::parse(sector.get(place..).unwrap_or_default()).ok_or_else(|| {
+                    Error::corrupt(KIND, format!("directory record at {at} of its directory"))
+                })?;
                 place += raw.bytes.len();
                 if visit(at, &raw).is_break() {
                     return Ok(());
@@ -196,14 +197,12 @@ pub(super) fn each(
 ) -> Result<()> {
     let mut started: Option<(u64, Record)> = None;
     let mut failed = None;
-    each_raw(volume, directory, from, &mut |at, raw| {
-        match gather(volume, &mut started, at, raw) {
-            Ok(Some((at, record))) => visit(at, record),
-            Ok(None) => ControlFlow::Continue(()),
-            Err(error) => {
-                failed = Some(error);
-                ControlFlow::Break(())
-            }
+    each_raw(volume, directory, from, &mut |at, raw| match gather(volume, &mut started, at, raw) {
+        Ok(Some((at, record))) => visit(at, record),
+        Ok(None) => ControlFlow::Continue(()),
+        Err(error) => {
+            failed = Some(error);
+            ControlFlow::Break(())
         }
     })?;
     failed.map_or(Ok(()), Err)

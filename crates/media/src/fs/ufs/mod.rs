@@ -2,6 +2,8 @@
 
 mod inode;
 mod superblock;
+#[cfg(test)]
+mod tests;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -38,7 +40,12 @@ struct Volume {
 pub fn open(source: &SourceRef, _: &[SourceRef]) -> Result<Option<Arc<dyn FileSystem>>> {
     let Some(sb) = Superblock::find(source)? else { return Ok(None) };
     let pointers = BlockCache::new(source.clone(), sb.fsize as usize, CACHED * 8);
-    Ok(Some(Arc::new(Mounted(Arc::new(Volume { source: source.clone(), sb, pointers, index: NameIndex::new() })))))
+    Ok(Some(Arc::new(Mounted(Arc::new(Volume {
+        source: source.clone(),
+        sb,
+        pointers,
+        index: NameIndex::new(),
+    })))))
 }
 
 struct Mounted(Arc<Volume>);
