@@ -27,7 +27,7 @@ fn make(recipe: &str, tree: Tree, size: &str, options: &[&str]) -> Option<(Scrat
         run("mkfs.exfat", &[options, &[text(image)]].concat()).unwrap();
         match Fuse::mount("mount.exfat-fuse", &[], image, true) {
             Some(fuse) => {
-                drop(run("cp", &["-r", &format!("{}/.", text(&folder)), text(fuse.path())]).unwrap())
+                drop(run("cp", &["-r", &format!("{}/.", text(&folder)), text(fuse.path())]).unwrap());
             }
             None => filled = false,
         }
