@@ -18,6 +18,21 @@ const TOOLS: &[(&str, &str)] = &[
     ("iperf3", "iperf3"),
     ("iasl", "acpica-tools"),
     ("xz", "xz-utils"),
+    ("bzip2", "bzip2"),
+    ("lz4", "lz4"),
+    ("zstd", "zstd"),
+    ("lzop", "lzop"),
+    ("mksquashfs", "squashfs-tools"),
+    ("mkfs.btrfs", "btrfs-progs"),
+    ("grub-fstest", "grub-common"),
+    ("mkfs.xfs", "xfsprogs"),
+    ("genisoimage", "genisoimage"),
+    ("makefs", "makefs"),
+    ("mkfs.fat", "dosfstools"),
+    ("mcopy", "mtools"),
+    ("mkfs.exfat", "exfatprogs"),
+    ("mount.exfat-fuse", "exfat-fuse"),
+    ("ntfs-3g", "ntfs-3g"),
 ];
 
 /// Builds and tests.

@@ -229,3 +229,107 @@ fn info(request: &Request, places: &[(u64, u64)]) -> Result<Vec<u8>> {
     }
     Ok(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_elf::Maker;
+    use crate::test_image::{MAP, at, image, long, memory, word};
+
+    fn header(flags: u32, addresses: &[u32]) -> Vec<u8> {
+        let check = 0u32.wrapping_sub(MAGIC).wrapping_sub(flags);
+        words(&[&[MAGIC, flags, check], addresses].concat())
+    }
+
+    fn request<'a>(memory: &'a GuestMemory, modules: &'a [Module]) -> Request<'a> {
+        Request { memory, cmdline: b"gnumach root=x", modules, loader: "GRUB 2.00", map: &MAP }
+    }
+
+    #[test]
+    fn an_elf_kernel_gets_modules_map_and_texts() {
+        let m = memory(16 << 20);
+        for long_elf in [false, true] {
+            let mut bytes = vec![0; 32];
+            bytes.extend_from_slice(&header(3, &[]));
+            // Linked high, loaded low, as the Hurd's Mach.
+            let base = if long_elf { 0xffff_ffff_8010_0000 } else { 0xc010_0000 };
+            let elf = Maker::executable(long_elf, base + 16).segment(base, 0x10_0000, &bytes, 0x2000).build();
+            let modules = [
+                Module { image: image("a", vec![1; 5000]), cmdline: b"ext2fs --x".to_vec() },
+                Module { image: image("b", vec![2; 3]), cmdline: Vec::new() },
+            ];
+            m.fill(0x10_1000, 0xff, 0x1000).unwrap();
+            let entry = Kernel::read(image("k", elf)).unwrap().load(&request(&m, &modules)).unwrap();
+            assert_eq!((entry.mode, entry.rip, entry.rax), (Mode::Protected32, 0x10_0010, 0x2bad_b002));
+            assert_eq!((word(&m, 0x10_0020), word(&m, 0x10_1ffc)), (MAGIC, 0));
+            let i = entry.rbx;
+            assert_eq!([0, 4, 8].map(|n| word(&m, i + n)), [0x24d, 640, 3072]);
+            assert_eq!(&at::<15>(&m, u64::from(word(&m, i + 16))), b"gnumach root=x\0");
+            assert_eq!(&at::<10>(&m, u64::from(word(&m, i + 64))), b"GRUB 2.00\0");
+            assert_eq!(word(&m, i + 20), 2);
+            let list = u64::from(word(&m, i + 24));
+            let [start, end, text] = [0, 4, 8].map(|n| u64::from(word(&m, list + n)));
+            assert_eq!((start, end, &at::<11>(&m, text)), (0x10_2000, 0x10_2000 + 5000, b"ext2fs --x\0"));
+            assert_eq!((at::<5000>(&m, start), word(&m, list + 16)), ([1; 5000], 0x10_4000));
+            let (len, map) = (word(&m, i + 44), u64::from(word(&m, i + 48)));
+            assert_eq!((len, word(&m, map), long(&m, map + 24 + 4)), (48, 20, 0x10_0000));
+            assert_eq!((long(&m, map + 24 + 12), word(&m, map + 24 + 20)), (0x30_0000, 1));
+        }
+    }
+
+    #[test]
+    fn addresses_in_the_header_count_before_elf() {
+        let m = memory(16 << 20);
+        let mut file = vec![0x11; 0x100];
+        // The header at 100h of the file and 200100h in memory: loaded from 80h on.
+        file.extend_from_slice(&header(1 << 16, &[0x20_0100, 0x20_0080, 0x20_0180, 0x20_0300, 0x20_0090]));
+        file.resize(0x200, 0x22);
+        let kernel = Kernel::read(image("k", file.clone())).unwrap();
+        m.fill(0x20_0000, 0xff, 0x1000).unwrap();
+        let entry = kernel.load(&request(&m, &[])).unwrap();
+        assert_eq!((entry.rip, word(&m, entry.rbx) & 8), (0x20_0090, 0));
+        assert_eq!((word(&m, 0x20_0080), word(&m, 0x20_0100)), (0x1111_1111, MAGIC));
+        assert_eq!((word(&m, 0x20_017c), word(&m, 0x20_0180)), (0x2222_2222, 0));
+        assert_eq!((word(&m, 0x20_02fc), word(&m, 0x20_0300)), (0, 0xffff_ffff));
+        // A kernel without an end has the rest of the file and no zeros.
+        file[0x114..0x11c].fill(0);
+        Kernel::read(image("k", file.clone())).unwrap().load(&request(&m, &[])).unwrap();
+        assert_eq!(word(&m, 0x20_01fc - 0x80), 0x2222_2222);
+        file[0x110..0x114].copy_from_slice(&0x20_0101u32.to_le_bytes());
+        assert!(Kernel::read(image("k", file)).is_err());
+    }
+
+    #[test]
+    fn what_is_wanted_and_not_there_is_refused() {
+        let with = |flags| {
+            let mut bytes = vec![0; 0x40];
+            bytes.extend_from_slice(&header(flags, &[]));
+            bytes
+        };
+        let elf = |flags, entry, paddr| {
+            Maker::executable(false, entry).segment(paddr, paddr, &with(flags), 0x1000).build()
+        };
+        let cases = [
+            (vec![0; 10_000], "not a Multiboot kernel: there is no header in its first 8 KiB"),
+            ([vec![0; 8192], with(0)].concat(), "not a Multiboot kernel"),
+            (elf(4, 0x10_0000, 0x10_0000), "wants a video mode, which is not supported"),
+            (elf(0x28, 0x10_0000, 0x10_0000), "wants the unknown Multiboot features 0x28"),
+            (with(0), "neither an ELF file nor with addresses"),
+            (elf(0, 0x30_0000, 0x10_0000), "damaged: its entry point 0x300000 is in no segment"),
+        ];
+        for (bytes, expected) in cases {
+            let error = Kernel::read(image("k", bytes)).err().unwrap().to_string();
+            assert!(error.starts_with(&format!("k: {expected}")), "{error}");
+        }
+        let m = memory(4 << 20);
+        for paddr in [0x1000, 0x50_0000] {
+            let kernel = Kernel::read(image("k", elf(0, paddr, paddr))).unwrap();
+            let error = kernel.load(&request(&m, &[])).unwrap_err().to_string();
+            assert!(error.contains("is not in the guest's memory"), "{error}");
+        }
+        let kernel = Kernel::read(image("k", elf(0, 0x10_0000, 0x10_0000))).unwrap();
+        let modules = [Module { image: image("m", vec![0; 3 << 20]), cmdline: Vec::new() }];
+        let error = kernel.load(&request(&m, &modules)).unwrap_err().to_string();
+        assert_eq!(error, "m: 3145728 bytes long, the guest's memory has room for 3141632 bytes");
+    }
+}

@@ -274,3 +274,128 @@ impl Info {
         Ok([words(&head), self.0.concat()].concat())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Mode;
+    use crate::test_elf::{Maker, Section, symbol64};
+    use crate::test_image::{MAP, at, image, long, memory, word};
+
+    const BASE: u64 = 0xffff_ffff_8020_0000;
+
+    fn kernel(symbols: bool) -> Kernel {
+        let mut elf = Maker::executable(true, BASE).segment(BASE, 0x20_0000, b"ENTRY", 0x1800);
+        if symbols {
+            let names = b"\0start\0".to_vec();
+            let strings =
+                elf.section(Section { name: ".strtab", kind: 3, bytes: names, ..Section::default() });
+            let table = [symbol64(0, 0, 0), symbol64(1, 1, BASE)].concat();
+            elf.section(Section {
+                name: ".symtab",
+                kind: 2,
+                bytes: table,
+                link: strings,
+                ..Section::default()
+            });
+        }
+        Kernel::read(image("(hd0)/netbsd", elf.build())).unwrap()
+    }
+
+    fn request(memory: &GuestMemory) -> Request<'_> {
+        Request {
+            memory,
+            howto: howto::VERBOSE | howto::SINGLE,
+            path: "netbsd",
+            root: None,
+            wedge: None,
+            console: None,
+            modules: &[],
+            map: &MAP,
+        }
+    }
+
+    /// Kind and place of the entries.
+    fn entries(memory: &GuestMemory, rsp: u64) -> Vec<(u32, u64, u32)> {
+        let list = u64::from(word(memory, rsp + 12));
+        let place = |n| u64::from(word(memory, list + 4 + 4 * n));
+        let entry = |n| (word(memory, place(n) + 4), place(n) + 8, word(memory, place(n)));
+        (0..u64::from(word(memory, list))).map(entry).collect()
+    }
+
+    #[test]
+    fn the_list_says_everything() {
+        let m = memory(16 << 20);
+        let modules = [
+            Module { image: image("m", vec![3; 5000]), name: "ffs.kmod".into(), kind: ModuleKind::Elf },
+            Module { image: image("s", vec![4; 10]), name: "x".repeat(100), kind: ModuleKind::Raw },
+        ];
+        let mut r = request(&m);
+        let wedge = Wedge { start: 64, len: 1000, match_sector: 1, match_md5: [9; 16] };
+        (r.root, r.wedge, r.modules) = (Some("wd0a"), Some(wedge), &modules);
+        r.console = Some(Serial { port: 0x3f8, speed: 115_200 });
+        let entry = kernel(true).load(&r).unwrap();
+        assert_eq!((entry.mode, entry.rip), (Mode::Protected32, 0x20_0000));
+        let stack = [4, 8, 16, 20, 24].map(|n| word(&m, entry.rsp + n));
+        assert_eq!(stack, [0x2_0002, 0, 0, 3072, 640]);
+        let list = entries(&m, entry.rsp);
+        let kinds: Vec<u32> = list.iter().map(|e| e.0).collect();
+        assert_eq!(kinds, [0, 1, 6, 10, 9, 8, 11]);
+        assert_eq!((&at::<7>(&m, list[0].1), list[0].2), (b"netbsd\0", 88));
+        assert_eq!(&at::<5>(&m, list[1].1), b"wd0a\0");
+        assert_eq!((&at::<4>(&m, list[2].1), word(&m, list[2].1 + 16)), (b"com\0", 0x3f8));
+        assert_eq!(word(&m, list[2].1 + 20), 115_200);
+        let w = list[3].1;
+        assert_eq!((word(&m, w), long(&m, w + 4), long(&m, w + 12)), (0xff, 64, 1000));
+        assert_eq!((long(&m, w + 20), long(&m, w + 28), at::<16>(&m, w + 36)), (1, 1, [9; 16]));
+        assert_eq!((word(&m, list[4].1), long(&m, list[4].1 + 4 + 20)), (2, 0x10_0000));
+
+        // Symbols behind the kernel, with offsets from their own ELF header.
+        let [one, ssym, esym] = [0, 4, 8].map(|n| word(&m, list[5].1 + n));
+        assert_eq!((one, ssym), (1, 0x20_2000));
+        let header = u64::from(ssym);
+        assert_eq!((&at::<4>(&m, header), long(&m, header + 0x28)), (b"\x7fELF", 64));
+        assert_eq!((long(&m, header + 0x20), word(&m, header + 0x36)), (0, 0));
+        let section = |n: u64, field| long(&m, header + 64 + 64 * n + field);
+        let names = header + section(1, 0x18);
+        assert_eq!((&at::<7>(&m, names), section(1, 0x20)), (b"\0start\0", 7));
+        assert_eq!(long(&m, header + section(2, 0x18) + 24 + 8), BASE);
+
+        // Modules, each on its own page, behind the symbols.
+        let list = list[6].1;
+        let first = u64::from(word(&m, list + 8 + 88));
+        assert_eq!((word(&m, list), first, first >= u64::from(esym)), (2, 0x20_3000, true));
+        assert_eq!((&at::<9>(&m, list + 8), word(&m, list + 8 + 80)), (b"ffs.kmod\0", 1));
+        assert_eq!((word(&m, list + 8 + 84), at::<5000>(&m, first)), (5000, [3; 5000]));
+        let second = list + 8 + 92;
+        assert_eq!((at::<81>(&m, second)[78..81].to_vec(), word(&m, second + 80)), (vec![b'x', 0, 2], 2));
+        assert_eq!(word(&m, second + 88), 0x20_5000);
+        assert_eq!(word(&m, list + 4), 0x20_6000);
+    }
+
+    #[test]
+    fn a_plain_kernel_has_the_screen_and_no_modules() {
+        let m = memory(16 << 20);
+        let entry = kernel(false).load(&request(&m)).unwrap();
+        let list = entries(&m, entry.rsp);
+        assert_eq!(list.iter().map(|e| e.0).collect::<Vec<_>>(), [0, 6, 9]);
+        assert_eq!(&at::<3>(&m, list[1].1), b"pc\0");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let m = memory(4 << 20);
+        let modules =
+            [Module { image: image("big", vec![3; 3 << 20]), name: "big".into(), kind: ModuleKind::Raw }];
+        let mut r = request(&m);
+        r.modules = &modules;
+        let error = kernel(false).load(&r).unwrap_err().to_string();
+        assert_eq!(error, "big: 3145728 bytes long, the guest's memory has room for 2088960 bytes");
+        let many: Vec<Module> = (0..60)
+            .map(|n| Module { image: image("m", vec![1]), name: n.to_string(), kind: ModuleKind::Elf })
+            .collect();
+        r.modules = &many;
+        let error = kernel(false).load(&r).unwrap_err().to_string();
+        assert!(error.starts_with("what a NetBSD kernel is told takes"), "{error}");
+    }
+}

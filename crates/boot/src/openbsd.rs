@@ -211,3 +211,131 @@ pub fn label_duid(sector: &[u8]) -> Option<[u8; 8]> {
     let ours = sector.u32_at(0) == Some(MAGIC) && sector.u32_at(0x84) == Some(MAGIC);
     sector.array(0x40).filter(|duid| ours && *duid != [0; 8])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Mode;
+    use crate::test_elf::{Maker, Section, symbol64};
+    use crate::test_image::{MAP, at, image, long, memory, word};
+
+    const BASE: u64 = 0xffff_ffff_8100_0000;
+
+    /// A kernel with a RAM disk of 1024 bytes at 2000h, its size at 1000h.
+    fn kernel() -> Kernel {
+        let mut bytes = b"ENTRY".to_vec();
+        bytes.resize(0x1000, 0);
+        bytes.extend_from_slice(&1024u32.to_le_bytes());
+        bytes.resize(0x3000, 0xdd);
+        let mut elf = Maker::executable(true, BASE).segment(BASE, 0x100_0000, &bytes, 0x5000);
+        let names = b"\0rd_root_size\0rd_root_image\0".to_vec();
+        let strings = elf.section(Section { name: ".strtab", kind: 3, bytes: names, ..Section::default() });
+        let symbols =
+            [symbol64(0, 0, 0), symbol64(1, 1, BASE + 0x1000), symbol64(14, 1, BASE + 0x2000)].concat();
+        elf.section(Section {
+            name: ".symtab",
+            kind: 2,
+            bytes: symbols,
+            link: strings,
+            ..Section::default()
+        });
+        Kernel::read(image("(hd0)/bsd", elf.build())).unwrap()
+    }
+
+    fn request(memory: &GuestMemory) -> Request<'_> {
+        let (howto, root) = (howto::SINGLE | howto::KDB, boot_device("sd1b").unwrap());
+        Request { memory, howto, root, duid: None, console: None, ramdisk: None, map: &MAP }
+    }
+
+    #[test]
+    fn arguments_are_on_the_stack_and_in_the_list() {
+        let m = memory(32 << 20);
+        let mut r = request(&m);
+        (r.console, r.duid) = (Some(Serial { unit: 0, speed: 115_200 }), Some(*b"01234567"));
+        let entry = kernel().load(&r).unwrap();
+        assert_eq!((entry.mode, entry.rip), (Mode::Protected32, 0x100_0000));
+        assert_eq!(&at::<5>(&m, 0x100_0000), b"ENTRY");
+        // The file's bytes end at 3000h, the kernel's zeros at 5000h.
+        assert_eq!((word(&m, 0x100_2ffc), word(&m, 0x100_3000)), (0xdddd_dddd, 0));
+        let stack: Vec<u32> = (0..9).map(|n| word(&m, entry.rsp + 4 * n)).collect();
+        assert_eq!(stack[1..7], [0x2042, 0xa001_0104, 14, 0, 3072, 640]);
+        let (mut list, end) = (u64::from(stack[8]), u64::from(stack[8] + stack[7]));
+        let mut seen = Vec::new();
+        while word(&m, list) != u32::MAX {
+            let (kind, len, next) = (word(&m, list), word(&m, list + 4), word(&m, list + 8));
+            assert_eq!(u64::from(next), list + u64::from(len));
+            match kind {
+                0 => {
+                    assert_eq!(len, 12 + 20 * 3);
+                    assert_eq!((long(&m, list + 12 + 20), word(&m, list + 12 + 36)), (0x10_0000, 1));
+                    assert_eq!(at::<20>(&m, list + 12 + 40), [0; 20]);
+                }
+                5 => assert_eq!([12, 16, 20, 24].map(|n| word(&m, list + n)), [0x800, 115_200, u32::MAX, 0]),
+                9 => assert_eq!(&at::<8>(&m, list + 12), b"01234567"),
+                _ => panic!("argument {kind}"),
+            }
+            seen.push(kind);
+            list = u64::from(next);
+        }
+        assert_eq!((seen, list + 12), (vec![0, 5, 9], end));
+    }
+
+    #[test]
+    fn without_a_serial_line_the_console_is_the_screen() {
+        let m = memory(32 << 20);
+        let mut r = request(&m);
+        r.howto |= howto::SERCONS;
+        let entry = kernel().load(&r).unwrap();
+        assert_eq!(word(&m, entry.rsp + 4), 0x42);
+        let console = u64::from(word(&m, entry.rsp + 32)) + 12 + 60;
+        assert_eq!((word(&m, console), word(&m, console + 12)), (5, 0xc00));
+    }
+
+    #[test]
+    fn a_ram_disk_goes_into_the_kernel() {
+        let m = memory(32 << 20);
+        let (disk, large) = (image("rd", vec![7; 700]), image("rd", vec![7; 1025]));
+        let mut r = request(&m);
+        r.ramdisk = Some(&disk);
+        kernel().load(&r).unwrap();
+        assert_eq!(at::<700>(&m, 0x100_2000), [7; 700]);
+        assert_eq!(at::<324>(&m, 0x100_2000 + 700), [0; 324]);
+        assert_eq!((word(&m, 0x100_1000), word(&m, 0x100_2400)), (1024, 0xdddd_dddd));
+        r.ramdisk = Some(&large);
+        let error = kernel().load(&r).unwrap_err().to_string();
+        assert_eq!(error, "rd: 1025 bytes long, the kernel takes RAM disks up to 1024 bytes");
+        let plain = Maker::executable(true, BASE).segment(BASE, 0x100_0000, b"x", 1).build();
+        let error = Kernel::read(image("k", plain)).unwrap().load(&r).unwrap_err().to_string();
+        assert_eq!(error, "rd: k has no room for a RAM disk");
+    }
+
+    #[test]
+    fn other_files_and_small_guests_are_refused() {
+        let m = memory(16 << 20);
+        let error = kernel().load(&request(&m)).unwrap_err().to_string();
+        assert_eq!(error, "(hd0)/bsd: needs memory up to 16 MiB, the guest has 16 MiB");
+        let low = Maker::executable(true, 0x1000).segment(0x1000, 0x1000, b"x", 1).build();
+        let object = Maker::object().build();
+        for (bytes, expected) in
+            [(low, "damaged"), (object, "not a kernel of OpenBSD"), (vec![], "not an ELF file")]
+        {
+            let error = Kernel::read(image("k", bytes)).err().unwrap().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn devices_have_numbers() {
+        assert_eq!(boot_device("wd0a"), Some(0xa000_0000));
+        assert_eq!(boot_device("cd3p"), Some(0xa003_0f06));
+        for bad in ["", "wd", "wd0", "wda", "hd0a", "sd16a", "sd0q", "sd0é"] {
+            assert_eq!(boot_device(bad), None, "{bad}");
+        }
+        let mut label = vec![0; 512];
+        label[0..4].copy_from_slice(&0x8256_4557u32.to_le_bytes());
+        label[0x40..0x48].copy_from_slice(b"UIDUIDUI");
+        assert_eq!(label_duid(&label), None);
+        label[0x84..0x88].copy_from_slice(&0x8256_4557u32.to_le_bytes());
+        assert_eq!(label_duid(&label), Some(*b"UIDUIDUI"));
+    }
+}

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use memory::{Backing, GuestMemory};
 
-use crate::{MapEntry, Request};
+use crate::{Image, MapEntry, Request};
 
 /// A directory that goes away with its value.
 pub struct Scratch(pub PathBuf);
@@ -38,6 +38,28 @@ pub const MAP: [MapEntry; 2] =
 
 pub fn request<'a>(memory: &'a GuestMemory, kernel: &'a Path) -> Request<'a> {
     Request { memory, kernel, initrd: None, cmdline: "", map: &MAP, rsdp: None }
+}
+
+/// Bytes as a file called `name`.
+pub fn image(name: &str, bytes: Vec<u8>) -> Image {
+    Image::new(name, std::sync::Arc::new(media::Bytes(bytes)))
+}
+
+/// `N` bytes of guest memory.
+pub fn at<const N: usize>(memory: &GuestMemory, gpa: u64) -> [u8; N] {
+    let mut bytes = [0; N];
+    memory.read(gpa, &mut bytes).unwrap();
+    bytes
+}
+
+/// A 32-bit word of guest memory.
+pub fn word(memory: &GuestMemory, gpa: u64) -> u32 {
+    u32::from_le_bytes(at(memory, gpa))
+}
+
+/// A 64-bit word of guest memory.
+pub fn long(memory: &GuestMemory, gpa: u64) -> u64 {
+    u64::from_le_bytes(at(memory, gpa))
 }
 
 /// Four setup sectors and a payload that starts with "KRNL"; needs 8 MiB at 16 MiB.

@@ -10,7 +10,7 @@ const SMBIOS: Kind = Kind::Text(255);
 /// Every key outside of the `pci` node.
 pub static KEYS: &[Key] = &[
     // The virtual machine
-    Key::new("name", Kind::FreeText, "name of the VM, up to 32 characters"),
+    Key::new("name", Kind::FreeText, "name of the VM, up to 32 bytes"),
     Key::new("cpus", COUNT, "number of virtual CPUs").default("1"),
     Key::new("sockets", COUNT, "number of sockets (cpus, unless set)"),
     Key::new("cores", COUNT, "cores in each socket").default("1"),
@@ -20,7 +20,7 @@ pub static KEYS: &[Key] = &[
     Key::new("memory.guest_in_core", Kind::Bool, "have guest memory in core dumps").default("false"),
     Key::new("acpi_tables", Kind::Bool, "make ACPI tables").default("true"),
     Key::new("acpi_tables_in_memory", Kind::Bool, "put the ACPI tables into guest memory").default("true"),
-    Key::new("destroy_on_poweroff", Kind::Bool, "nothing of a VM outlives its power-off (so it is anyway)")
+    Key::new("destroy_on_poweroff", Kind::Bool, "remove the VM when it has powered itself off (-D)")
         .default("false"),
     Key::new("uuid", Kind::Uuid, "UUID in the SMBIOS tables (made from host and VM name, unless set)"),
     Key::new("rtc.use_localtime", Kind::Bool, "the real time clock keeps local time, not UTC")

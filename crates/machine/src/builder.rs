@@ -7,16 +7,16 @@ use config::{Topology, Tree};
 use devices::BuildContext;
 use devices::chipset::{Chipset, ChipsetConfig, PM_BASE, Pm, RtcConfig, Uart};
 use devices::pci::{PciBus, PciBusConfig};
-use engine::{CpuidTable, SharedVm, Vcpu, VmConfig, VmServices};
+use engine::{CpuidTable, SharedVm, Vcpu, VcpuState, VmConfig, VmServices};
 use firmware::MemoryMap;
 use memory::GuestMemory;
 
 use crate::cpus::Pinning;
 use crate::engines::{self, EngineDoorbells};
-use crate::entry::{self, Kernel};
+use crate::identity::{self, Identity, Start};
 use crate::lifecycle::{Machine, PowerButton, SignalTarget};
 use crate::tables::{self, Described};
-use crate::{Error, Result, clock, memory as ram, slots};
+use crate::{Error, Result, clock, slots};
 
 /// Most vCPUs of one VM: bhyve's hard limit.
 const MAX_VCPUS: u32 = 1024;
@@ -34,17 +34,17 @@ struct Core {
     pci: Arc<PciBus>,
 }
 
-/// Builds the machine that `tree` describes. `signals` learns of the power button.
-pub fn build(tree: &Tree, signals: &SignalTarget) -> Result<Machine> {
-    let kernel = Kernel::read(tree)?;
+/// Builds the machine that `tree` describes out of what `identity` has. `signals` learns of the power
+/// button.
+pub fn build(tree: &Tree, identity: &Identity, signals: &SignalTarget) -> Result<Machine> {
     slots::check_devices(tree)?;
     let topology = topology(tree)?;
     let pinning = Pinning::read(tree, topology.cpus)?;
     let lpc = slots::lpc(tree)?;
     check_com_ports(tree, lpc.is_some())?;
 
-    let core = Core::new(tree)?;
-    let (vm, cpuid) = make_vm(tree, topology, &core)?;
+    let core = Core::new(tree, identity)?;
+    let (vm, engine, cpuid) = make_vm(tree, topology, &core)?;
     core.chipset.connect(vm.clone());
     let routes = Arc::downgrade(&vm);
     core.chipset.interrupts.ioapic.on_route(move |pin, msi| {
@@ -56,8 +56,8 @@ pub fn build(tree: &Tree, signals: &SignalTarget) -> Result<Machine> {
     add_devices(tree, &core, &vm)?;
     let described = Described { tree, topology, cpuid: &cpuid, map: core.map, pci: &core.pci, lpc };
     let installed = tables::install(&described, &core.memory)?;
-    let start = kernel.load(&core.memory, &core.map, installed.rsdp)?;
-    let vcpus = make_vcpus(&*vm, topology.cpus, &start).map_err(engine_error(tree))?;
+    let first = first_state(identity, &core, installed.rsdp)?;
+    let vcpus = make_vcpus(&*vm, topology.cpus, &first).map_err(engine_error(tree))?;
     let uarts = if lpc.is_some() { com_ports(tree, &core)? } else { Vec::new() };
 
     signals.connect(Arc::new(Button(core.chipset.pm.clone())));
@@ -68,6 +68,16 @@ pub fn build(tree: &Tree, signals: &SignalTarget) -> Result<Machine> {
         power: core.power,
         vcpus,
         pinning,
+        topology: vm::Topology {
+            sockets: topology.sockets,
+            cores: topology.cores,
+            threads: topology.threads,
+        },
+        vm: (vm, engine),
+        capabilities: capabilities(&cpuid),
+        memory: (core.memory, tree.flag("memory.wired")?),
+        rtc: core.chipset.rtc.clone(),
+        destroy: tree.flag("destroy_on_poweroff")?,
         devices,
         uarts,
         interrupts: core.chipset.interrupts,
@@ -92,9 +102,9 @@ fn engine_error(tree: &Tree) -> impl Fn(engine::Error) -> Error {
 }
 
 impl Core {
-    fn new(tree: &Tree) -> Result<Self> {
-        let map = ram::map(tree)?;
-        let memory = ram::create(tree, &map)?;
+    fn new(tree: &Tree, identity: &Identity) -> Result<Self> {
+        let map = identity.map(tree)?;
+        let memory = identity.memory(tree, &map)?;
         let clock = Clock::new();
         let (bus, power) = (Arc::new(Bus::new()), Arc::new(PowerSwitch::default()));
         let timers = Arc::new(Timers::start(clock).map_err(Error::host("cannot start the timer thread"))?);
@@ -117,7 +127,7 @@ impl Core {
     }
 }
 
-fn make_vm(tree: &Tree, topology: Topology, core: &Core) -> Result<(SharedVm, CpuidTable)> {
+fn make_vm(tree: &Tree, topology: Topology, core: &Core) -> Result<(SharedVm, &'static str, CpuidTable)> {
     let engine = engines::make(tree)?;
     let Topology { sockets, cores, threads, .. } = topology;
     let cpuid = CpuidTable::new(engine::Topology { sockets, cores, threads }, engine.features());
@@ -137,7 +147,15 @@ fn make_vm(tree: &Tree, topology: Topology, core: &Core) -> Result<(SharedVm, Cp
         clock: core.clock,
     };
     let vm = engine.new_vm(config, services).map_err(engine_error(tree))?;
-    Ok((vm, cpuid))
+    Ok((vm, engine.name(), cpuid))
+}
+
+/// HLT always gives the host's CPU away, PAUSE never; guests may run in real mode.
+fn capabilities(cpuid: &CpuidTable) -> Vec<(&'static str, bool)> {
+    /// CPUID.7:EBX.INVPCID.
+    const INVPCID: u32 = 1 << 10;
+    let invpcid = cpuid.leaf(7, 0).is_some_and(|leaf| leaf.ebx & INVPCID != 0);
+    vec![("hlt_exit", true), ("pause_exit", false), ("unrestricted_guest", true), ("enable_invpcid", invpcid)]
 }
 
 /// Makes the PCI devices and gives their BARs addresses.
@@ -161,11 +179,23 @@ fn add_devices(tree: &Tree, core: &Core, vm: &SharedVm) -> Result<()> {
     core.pci.assign(core.map.high_end()).map_err(|e| Error::Part(e.to_string()))
 }
 
-fn make_vcpus(vm: &dyn engine::Vm, count: u32, start: &boot::Entry) -> engine::Result<Vec<Box<dyn Vcpu>>> {
+/// How the first vCPU starts.
+fn first_state(identity: &Identity, core: &Core, rsdp: Option<u64>) -> Result<VcpuState> {
+    Ok(match &identity.start {
+        Start::Kernel(kernel) => {
+            let mut state = VcpuState::reset(0);
+            vm::apply(&kernel.load(&core.memory, &core.map, rsdp)?, &mut state);
+            state
+        }
+        Start::Loaded { first, .. } => (**first).clone(),
+    })
+}
+
+fn make_vcpus(vm: &dyn engine::Vm, count: u32, start: &VcpuState) -> engine::Result<Vec<Box<dyn Vcpu>>> {
     let mut vcpus = (0..count).map(|id| vm.new_vcpu(id)).collect::<engine::Result<Vec<_>>>()?;
     if let Some(first) = vcpus.first_mut() {
         let mut state = first.state()?;
-        entry::apply(start, &mut state);
+        identity::enter(start, &mut state);
         first.set_state(&state)?;
     }
     Ok(vcpus)
@@ -219,14 +249,20 @@ impl PowerButton for Button {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::Scratch;
 
     fn refuse(pairs: &[(&str, &str)]) -> String {
         let mut tree = Tree::new();
+        tree.set("name", "guest").unwrap();
         tree.set("kernel.path", "/nowhere/vmlinuz").unwrap();
         for (key, value) in pairs {
             tree.set(key, value).unwrap();
         }
-        let error = build(&tree, &SignalTarget::new(|| {})).err().unwrap();
+        let scratch = Scratch::new("builder");
+        let identity = Identity::take(&tree, &scratch.directory()).unwrap();
+        let error = build(&tree, &identity, &SignalTarget::new(|| {})).err().unwrap();
+        drop(identity);
+        assert_eq!(scratch.files(), Vec::<String>::new(), "what can't run leaves nothing behind");
         assert_eq!(error.exit_code(), 4);
         error.to_string()
     }
@@ -239,10 +275,13 @@ mod tests {
             error,
             "lpc.com1.path=stdio: serial ports are on the LPC bridge: add one, such as -s 31,lpc"
         );
-        let error = refuse(&[("pci.0.4.0.device", "ahci-cd")]);
-        assert!(error.ends_with("device ahci-cd is not implemented yet"), "{error}");
+        let error = refuse(&[("pci.0.4.0.device", "e1000")]);
+        assert!(error.ends_with("device e1000 is not implemented yet"), "{error}");
         let error = refuse(&[("memory.size", "16M"), ("engine", "soft")]);
-        assert_eq!(error, "kernel.path=/nowhere/vmlinuz: cannot open /nowhere/vmlinuz: No such file or directory");
+        assert_eq!(
+            error,
+            "kernel.path=/nowhere/vmlinuz: cannot open /nowhere/vmlinuz: No such file or directory"
+        );
         assert!(refuse(&[("engine", "tcg")]).contains("expected auto, kvm or soft"));
     }
 }

@@ -1,11 +1,14 @@
 //! One host thread a vCPU.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bus::{PowerEvent, PowerSwitch};
 use config::{Tree, value};
-use engine::{Kicker, Stop, Vcpu};
+use engine::{Kicker, Statistics, Stop, Vcpu, VcpuState};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::{Error, Result};
@@ -15,8 +18,99 @@ pub type Complaints = Arc<Mutex<Vec<String>>>;
 
 /// The running vCPUs.
 pub struct Cpus {
-    threads: Vec<JoinHandle<()>>,
-    kickers: Vec<Arc<dyn Kicker>>,
+    threads: Vec<JoinHandle<Option<VcpuState>>>,
+    desks: Arc<[Desk]>,
+}
+
+/// How long a vCPU may take until it does a job: it may be in a device that waits for the host.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Something to do with a vCPU while it does not run.
+type Job = Box<dyn FnOnce(&mut dyn Vcpu) + Send>;
+
+/// One vCPU as other threads see it.
+pub struct Desk {
+    kicker: Arc<dyn Kicker>,
+    /// What the vCPU did so far.
+    pub statistics: Arc<dyn Statistics>,
+    /// `None`: the vCPU has ended.
+    jobs: Mutex<Option<VecDeque<Job>>>,
+    ending: AtomicBool,
+    /// The thread that runs it, 0 until it does.
+    thread: AtomicI32,
+}
+
+impl Desk {
+    fn new(vcpu: &dyn Vcpu) -> Self {
+        Self {
+            kicker: vcpu.kicker(),
+            statistics: vcpu.statistics(),
+            jobs: Mutex::new(Some(VecDeque::new())),
+            ending: AtomicBool::new(false),
+            thread: AtomicI32::new(0),
+        }
+    }
+
+    fn jobs(&self) -> MutexGuard<'_, Option<VecDeque<Job>>> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stops the vCPU for a moment and has its thread call `job`. `None`: it has ended, or does not
+    /// come to it.
+    pub fn ask<T: Send + 'static>(&self, job: impl FnOnce(&mut dyn Vcpu) -> T + Send + 'static) -> Option<T> {
+        let (answer, wait) = mpsc::channel();
+        let job = move |vcpu: &mut dyn Vcpu| {
+            let _ = answer.send(job(vcpu));
+        };
+        self.jobs().as_mut()?.push_back(Box::new(job));
+        // After the job: the vCPU looks for jobs after it took the stop back.
+        self.kicker.stop();
+        wait.recv_timeout(PATIENCE).ok()
+    }
+
+    /// The thread that runs it.
+    pub fn thread(&self) -> Option<i32> {
+        Some(self.thread.load(Ordering::SeqCst)).filter(|thread| *thread != 0)
+    }
+
+    fn end(&self) {
+        self.ending.store(true, Ordering::SeqCst);
+        self.kicker.stop();
+    }
+
+    fn serve(&self, vcpu: &mut dyn Vcpu) {
+        loop {
+            let job = self.jobs().as_mut().and_then(VecDeque::pop_front);
+            let Some(job) = job else { return };
+            job(vcpu);
+        }
+    }
+
+    /// Runs the vCPU until it ends, and does jobs meanwhile.
+    fn run(&self, vcpu: &mut dyn Vcpu, power: &PowerSwitch) -> Stop {
+        self.thread.store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::SeqCst);
+        loop {
+            let stop = vcpu.run();
+            if stop != Stop::Stopped {
+                return stop;
+            }
+            // Taken back before the flags are looked at: who sets one then stops the vCPU anew.
+            self.kicker.resume();
+            if self.ending.load(Ordering::SeqCst) || power.event().is_some() {
+                return stop;
+            }
+            self.serve(vcpu);
+        }
+    }
+}
+
+/// Whoever waits for a job learns that the vCPU has ended, also by a panic.
+struct Closing<'a>(&'a Desk);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        *self.0.jobs() = None;
+    }
 }
 
 /// Host CPUs that each vCPU may run on, from the `vcpu.N.cpuset` keys.
@@ -56,13 +150,14 @@ impl Cpus {
         power: &Arc<PowerSwitch>,
         complaints: &Complaints,
     ) -> Result<Self> {
-        let mut cpus = Self { threads: Vec::new(), kickers: vcpus.iter().map(|v| v.kicker()).collect() };
+        let desks: Arc<[Desk]> = vcpus.iter().map(|vcpu| Desk::new(&**vcpu)).collect();
+        let mut cpus = Self { threads: Vec::new(), desks: desks.clone() };
         for (id, vcpu) in (0..).zip(vcpus) {
-            let (power, complaints) = (power.clone(), complaints.clone());
+            let (power, complaints, desks) = (power.clone(), complaints.clone(), desks.clone());
             let start = || {
                 std::thread::Builder::new()
                     .name(format!("vcpu {id}"))
-                    .spawn(move || run(id, vcpu, &power, &complaints))
+                    .spawn(move || run(id, vcpu, &desks, &power, &complaints))
                     .map_err(Error::host("cannot start a vCPU thread"))
             };
             match pinned(id, pinning.set(id), start) {
@@ -76,14 +171,17 @@ impl Cpus {
         Ok(cpus)
     }
 
-    /// Stops all vCPUs and waits for their threads.
-    pub fn stop(&mut self) {
-        for kicker in &self.kickers {
-            kicker.stop();
-        }
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
-        }
+    /// The vCPUs as other threads see them.
+    pub fn desks(&self) -> Arc<[Desk]> {
+        self.desks.clone()
+    }
+
+    /// Stops all vCPUs and waits for their threads; gives their states, up to the first that is not
+    /// known.
+    pub fn stop(&mut self) -> Vec<VcpuState> {
+        self.desks.iter().for_each(Desk::end);
+        let states: Vec<_> = self.threads.drain(..).map(JoinHandle::join).collect();
+        states.into_iter().map_while(|state| state.ok().flatten()).collect()
     }
 }
 
@@ -110,9 +208,23 @@ impl Drop for EndOnPanic<'_> {
     }
 }
 
-fn run(id: u32, mut vcpu: Box<dyn Vcpu>, power: &PowerSwitch, complaints: &Complaints) {
+fn run(
+    id: u32,
+    mut vcpu: Box<dyn Vcpu>,
+    desks: &[Desk],
+    power: &PowerSwitch,
+    complaints: &Complaints,
+) -> Option<VcpuState> {
     let _guard = EndOnPanic(power);
-    let stop = vcpu.run();
+    let desk = desks.get(id as usize)?;
+    let _closing = Closing(desk);
+    let stop = desk.run(&mut *vcpu, power);
+    announce(id, stop, power, complaints);
+    vcpu.state().ok()
+}
+
+/// Tells why the vCPU does not go on.
+fn announce(id: u32, stop: Stop, power: &PowerSwitch, complaints: &Complaints) {
     let (event, complaint) = match stop {
         Stop::Stopped => return,
         Stop::TripleFault => (PowerEvent::TripleFault, None),
@@ -135,9 +247,7 @@ fn run(id: u32, mut vcpu: Box<dyn Vcpu>, power: &PowerSwitch, complaints: &Compl
 #[cfg(test)]
 mod tests {
     use super::*;
-    use engine::VcpuState;
-    use std::sync::mpsc;
-    use std::time::Duration;
+    use engine::Counters;
 
     /// A vCPU that stops for a given reason, or else when it is told to.
     struct Fake {
@@ -172,6 +282,9 @@ mod tests {
         fn kicker(&self) -> Arc<dyn Kicker> {
             self.kicker.clone()
         }
+        fn statistics(&self) -> Arc<dyn Statistics> {
+            Arc::new(Counters::new(&[]))
+        }
     }
 
     fn fake(stop: Option<Stop>) -> Box<dyn Vcpu> {
@@ -200,6 +313,20 @@ mod tests {
         let (event, text) = outcome(Stop::UnclaimedPort { port: 0x99, write: true, size: 1 });
         assert_eq!(event, PowerEvent::Error);
         assert!(text[0].contains("wrote 1 byte(s) at port 0x99"));
+    }
+
+    #[test]
+    fn jobs_are_done_between_runs_and_refused_after_the_end() {
+        let (power, complaints) = (Arc::new(PowerSwitch::default()), Complaints::default());
+        let pinning = Pinning::read(&Tree::new(), 1).unwrap();
+        let mut cpus = Cpus::start(vec![fake(None)], &pinning, &power, &complaints).unwrap();
+        let desks = cpus.desks();
+        for _ in 0..100 {
+            assert_eq!(desks[0].ask(|vcpu| vcpu.state().unwrap().rip), Some(0xfff0));
+        }
+        assert!(desks[0].thread().is_some());
+        assert_eq!(cpus.stop(), [VcpuState::reset(0)]);
+        assert_eq!(desks[0].ask(|_| ()), None);
     }
 
     #[test]

@@ -19,6 +19,9 @@ pub enum Error {
         /// The host's answer.
         source: memory::Error,
     },
+    /// The VM's files can't be used.
+    #[error(transparent)]
+    Vm(#[from] vm::Error),
     /// The firmware tables can't describe the machine.
     #[error(transparent)]
     Firmware(#[from] firmware::Error),

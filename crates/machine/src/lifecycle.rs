@@ -4,12 +4,17 @@ use std::io::Write;
 use std::sync::{Arc, OnceLock, PoisonError};
 
 use bus::{Device, EventLoop, PowerEvent, PowerSwitch, Timers};
-use devices::chipset::{Interrupts, Uart};
+use devices::chipset::{Interrupts, Rtc, Uart};
 use devices::pci::PciBus;
-use engine::Vcpu;
+use engine::{SharedVm, Vcpu};
+use memory::GuestMemory;
+use vm::Topology;
+use vm::control::Server;
 
 use crate::Result;
+use crate::control::Control;
 use crate::cpus::{Complaints, Cpus, Pinning};
+use crate::identity::Identity;
 use crate::signals::Reaction;
 
 /// The part of a machine that takes the power button.
@@ -58,6 +63,18 @@ pub struct Machine {
     pub vcpus: Vec<Box<dyn Vcpu>>,
     /// Where they may run.
     pub pinning: Pinning,
+    /// How they are grouped.
+    pub topology: Topology,
+    /// The engine's VM, and the engine's name.
+    pub vm: (SharedVm, &'static str),
+    /// What bhyve calls capabilities, and whether each is on.
+    pub capabilities: Vec<(&'static str, bool)>,
+    /// Guest RAM; whether it stays in the host's RAM.
+    pub memory: (GuestMemory, bool),
+    /// The clock.
+    pub rtc: Arc<Rtc>,
+    /// Whether nothing of the VM shall outlive its power-off.
+    pub destroy: bool,
     /// Everything that may have work in flight.
     pub devices: Vec<Arc<dyn Device>>,
     /// The serial ports, whose last words are still to be said.
@@ -71,11 +88,36 @@ pub struct Machine {
 }
 
 /// Runs the machine until a power event; the answer is bhyve's exit status.
-pub fn run(machine: Machine, restore_terminal: fn()) -> Result<u8> {
+pub fn run(machine: Machine, identity: &Identity, restore_terminal: fn()) -> Result<u8> {
+    let (memory, wired) = machine.memory;
+    let running = identity.begin(memory.size(), wired, machine.topology)?;
+    let (vm, engine) = machine.vm;
     let complaints = Complaints::default();
-    let mut cpus = Cpus::start(machine.vcpus, &machine.pinning, &machine.power, &complaints)?;
+    let started = Cpus::start(machine.vcpus, &machine.pinning, &machine.power, &complaints);
+    let mut cpus = match started {
+        Ok(cpus) => cpus,
+        Err(error) => {
+            running.end(config::EXIT_ERROR, Vec::new(), false)?;
+            return Err(error);
+        }
+    };
+    let control = Control {
+        vm: Arc::downgrade(&vm),
+        engine,
+        capabilities: machine.capabilities,
+        topology: machine.topology,
+        ram: running.ram().clone(),
+        memory,
+        desks: cpus.desks(),
+        rtc: Arc::downgrade(&machine.rtc),
+        power: machine.power.clone(),
+    };
+    let server = Server::start(identity.claim(), Arc::new(control));
+    if server.is_err() {
+        machine.power.request(PowerEvent::Error);
+    }
     let event = machine.power.wait();
-    cpus.stop();
+    let states = cpus.stop();
     for device in &machine.devices {
         device.drain();
     }
@@ -85,10 +127,14 @@ pub fn run(machine: Machine, restore_terminal: fn()) -> Result<u8> {
     machine.interrupts.disconnect();
     drop((machine.pci, machine.services));
     restore_terminal();
+    let server = server.map(drop);
     for text in complaints.lock().unwrap_or_else(PoisonError::into_inner).iter() {
         let _ = writeln!(std::io::stderr(), "bhyve: {text}");
     }
-    Ok(exit_status(event))
+    let status = exit_status(event);
+    running.end(status, states, machine.destroy && event == PowerEvent::PowerOff)?;
+    server?;
+    Ok(status)
 }
 
 /// bhyve's exit statuses (bhyve(8), EXIT STATUS).

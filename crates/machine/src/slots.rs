@@ -7,18 +7,8 @@ use devices::{BuildContext, DeviceEntry};
 use crate::{Error, Result};
 
 /// Devices of bhyve that this version does not have; naming one is not a typing error.
-const NOT_YET: [&str; 10] = [
-    "e1000",
-    "fbuf",
-    "hda",
-    "nvme",
-    "passthru",
-    "uart",
-    "virtio-9p",
-    "virtio-input",
-    "virtio-scsi",
-    "xhci",
-];
+const NOT_YET: [&str; 10] =
+    ["e1000", "fbuf", "hda", "nvme", "passthru", "uart", "virtio-9p", "virtio-input", "virtio-scsi", "xhci"];
 
 /// The declarations of a device's keys, for [`config::validate`]. `None`: there is no such device.
 pub fn device_keys(device: &str) -> Option<&'static [Key]> {

@@ -136,6 +136,11 @@ impl GuestMemory {
         self.inner.regions.iter().try_for_each(Region::wire)
     }
 
+    /// Bytes that are in the host's RAM now.
+    pub fn resident(&self) -> u64 {
+        self.inner.regions.iter().map(Region::resident).sum()
+    }
+
     /// To be called after `len` bytes at `gpa` were changed by other means than this type.
     pub fn note_write(&self, gpa: u64, len: u64) {
         self.inner.code.note_write(gpa, len);
@@ -240,6 +245,15 @@ mod tests {
         assert_eq!(m.load_u64(8, Ordering::Acquire).unwrap(), u64::MAX);
         assert!(m.compare_exchange_u64(12, 0, 1).is_err());
         assert!(m.compare_exchange_u64(0x3000, 0, 1).is_err());
+    }
+
+    #[test]
+    fn only_touched_pages_are_resident() {
+        let m = GuestMemory::new(&[(0, 64 << 20)], &Backing::Anonymous).unwrap();
+        assert_eq!(m.resident(), 0);
+        m.fill(0, 1, 3 * PAGE_SIZE).unwrap();
+        // A huge page may be behind it.
+        assert!((3 * PAGE_SIZE..=4 << 20).contains(&m.resident()));
     }
 
     #[test]

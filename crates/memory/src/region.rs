@@ -3,7 +3,7 @@
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 
-use crate::{Error, Result};
+use crate::{Error, PAGE_SIZE, Result};
 
 /// A contiguous range of guest RAM and where the host mapped it.
 #[derive(Debug)]
@@ -80,6 +80,27 @@ impl Region {
         // SAFETY: the range is mapped by this value; pages are only faulted in and kept.
         let done = unsafe { libc::mlock(self.host.as_ptr().cast(), self.len as usize) };
         if done == 0 { Ok(()) } else { Err(self.refused("wire")) }
+    }
+
+    /// Bytes in the host's RAM; what the host does not tell counts as absent.
+    pub(crate) fn resident(&self) -> u64 {
+        /// Pages in one question.
+        const LOT: u64 = 1 << 16;
+        let mut flags = vec![0u8; LOT as usize];
+        let (mut pages, mut done) = (0, 0);
+        while done < self.len {
+            let len = (self.len - done).min(LOT * PAGE_SIZE);
+            // SAFETY: the range lies in this value's mapping, and the vector has a byte for each page.
+            let answer = unsafe {
+                libc::mincore(self.host.as_ptr().add(done as usize).cast(), len as usize, flags.as_mut_ptr())
+            };
+            if answer == 0 {
+                let asked = flags.iter().take((len / PAGE_SIZE) as usize);
+                pages += asked.filter(|flag| **flag & 1 != 0).count() as u64;
+            }
+            done += len;
+        }
+        pages * PAGE_SIZE
     }
 
     fn refused(&self, what: &'static str) -> Error {

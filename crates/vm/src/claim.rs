@@ -1,7 +1,7 @@
 //! The exclusive right to a VM.
 
 use std::io::{Read, Seek, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use firmware::MemoryMap;
@@ -87,7 +87,7 @@ impl Claim {
         self.free_memory()?;
         let (fd, path) = ram::create(&self.directory, &self.name, map.size(), wired)?;
         let memory = GuestMemory::new(&map.layout(), &Backing::File(fd))?;
-        Ok((memory, Ram { size: map.size(), path: Some(path) }))
+        Ok((memory, Ram { size: map.size(), path: Some(path), wired }))
     }
 
     /// Maps the memory that the VM has, shared and not copied.
@@ -103,22 +103,36 @@ impl Claim {
     }
 
     /// Removes the VM and all of its files.
-    pub fn destroy(self) -> Result<()> {
+    pub fn destroy(&self) -> Result<()> {
         self.free_memory()?;
-        let remove = |dir: rustix::fd::BorrowedFd<'_>, path: &Path, file: &str| match rustix::fs::unlinkat(
-            dir,
-            file,
-            AtFlags::empty(),
-        ) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(error) => Err(Error::file(path.join(file), std::io::Error::from(error))),
-        };
-        remove(self.directory.dir(), self.directory.path(), self.name.as_str())?;
-        // The lock last: as long as it is there, the VM can't be made again.
-        for suffix in ["sock", "new", "lock"] {
-            remove(self.directory.io(), self.directory.io_path(), &format!("{}.{suffix}", self.name))?;
+        self.remove_socket()?;
+        self.remove_companion(&format!("{}.new", self.name))?;
+        remove(self.directory.dir(), self.directory.path(), self.name.as_str())
+    }
+
+    /// Removes the control socket.
+    pub(crate) fn remove_socket(&self) -> Result<()> {
+        self.remove_companion(&self.directory.socket_file(&self.name))
+    }
+
+    fn remove_companion(&self, file: &str) -> Result<()> {
+        remove(self.directory.io(), self.directory.io_path(), file)
+    }
+}
+
+impl Drop for Claim {
+    /// A VM that does not exist has no lock either.
+    fn drop(&mut self) {
+        if matches!(self.directory.exists(&self.name), Ok(false)) {
+            let _ = self.remove_companion(&format!("{}.lock", self.name));
         }
-        Ok(())
+    }
+}
+
+fn remove(dir: BorrowedFd<'_>, path: &Path, file: &str) -> Result<()> {
+    match rustix::fs::unlinkat(dir, file, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(Error::file(path.join(file), std::io::Error::from(error))),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The folder that lists the VMs.
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -68,6 +68,22 @@ impl Directory {
     /// The folder of the companion files.
     pub(crate) fn io(&self) -> BorrowedFd<'_> {
         self.0.io.as_fd()
+    }
+
+    /// The control socket's name beside the VM.
+    pub(crate) fn socket_file(&self, name: &Name) -> String {
+        let _ = self;
+        format!("{name}.sock")
+    }
+
+    /// The control socket's path, for the user's eyes.
+    pub fn socket_path(&self, name: &Name) -> PathBuf {
+        self.io_path().join(self.socket_file(name))
+    }
+
+    /// The control socket's address: a short path, as addresses have room for 108 bytes only.
+    pub(crate) fn socket_address(&self, name: &Name) -> PathBuf {
+        format!("/proc/self/fd/{}/{}", self.io().as_raw_fd(), self.socket_file(name)).into()
     }
 
     /// The VMs by name.

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod claim;
+pub mod control;
 mod directory;
 mod entry;
 mod error;
@@ -28,4 +29,4 @@ pub use error::{Error, Result};
 pub use loading::{Loading, Options};
 pub use name::Name;
 pub use size::{SizeError, memory_map};
-pub use state::{Phase, Ram, State};
+pub use state::{Phase, Ram, State, Topology};

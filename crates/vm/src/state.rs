@@ -23,6 +23,26 @@ pub struct State {
     pub vcpus: Vec<VcpuState>,
     /// The program that loaded it.
     pub loader: Option<String>,
+    /// How its processors were grouped when it ran.
+    pub topology: Option<Topology>,
+}
+
+/// How processors are grouped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Topology {
+    /// Sockets.
+    pub sockets: u32,
+    /// Cores in each socket.
+    pub cores: u32,
+    /// Threads in each core.
+    pub threads: u32,
+}
+
+impl Topology {
+    /// All processors.
+    pub fn cpus(&self) -> u32 {
+        self.sockets.saturating_mul(self.cores).saturating_mul(self.threads)
+    }
 }
 
 /// How far a VM came.
@@ -50,12 +70,14 @@ pub struct Ram {
     pub size: u64,
     /// The file; none where a process has the memory for itself.
     pub path: Option<PathBuf>,
+    /// None of it may be swapped out.
+    pub wired: bool,
 }
 
 impl State {
     /// A VM with a name and nothing else.
     pub fn created() -> Self {
-        Self { phase: Phase::Created, ram: None, vcpus: Vec::new(), loader: None }
+        Self { phase: Phase::Created, ram: None, vcpus: Vec::new(), loader: None, topology: None }
     }
 
     /// The bytes of the file.
@@ -81,12 +103,13 @@ mod tests {
         let mut cpu = VcpuState::reset(0);
         (cpu.rip, cpu.fpu.area[831], cpu.apic.regs[63]) = (0x1234_5678_9abc, 7, 9);
         cpu.msrs = vec![(0x2ff, 0x806)];
-        let ram = Some(Ram { size: 1 << 30, path: Some("/dev/vmm.io/a.ram".into()) });
+        let ram = Some(Ram { size: 1 << 30, path: Some("/dev/vmm.io/a.ram".into()), wired: true });
         let state = State {
             phase: Phase::Ended { status: 3 },
             ram,
             vcpus: vec![cpu],
             loader: Some("grub-bhyve".into()),
+            topology: Some(Topology { sockets: 2, cores: 1, threads: 2 }),
         };
         let bytes = state.encode().unwrap();
         assert_eq!(State::decode(&bytes).unwrap(), state);

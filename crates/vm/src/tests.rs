@@ -98,6 +98,7 @@ fn what_a_loader_leaves_can_be_taken_over() {
     assert_eq!(&text, b"kernel");
 
     claim.destroy().unwrap();
+    drop(claim);
     assert!(files(directory.path()).is_empty() && files(&scratch.0.join("vmm.io")).is_empty());
     assert!(!ram.path.unwrap().exists());
 }

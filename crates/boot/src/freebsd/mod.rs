@@ -6,6 +6,8 @@ mod handoff;
 mod kernel;
 mod metadata;
 mod module;
+#[cfg(test)]
+mod tests;
 
 use memory::GuestMemory;
 
@@ -179,10 +181,7 @@ impl Preload {
                 "{len} bytes long, the GiB that the kernel starts with has room for {room} bytes"
             )));
         }
-        // Pushed just now, so that there is one.
-        self.files.push(file);
-        let last = self.files.len() - 1;
-        Ok(&self.files[last])
+        Ok(self.files.push_mut(file))
     }
 
     /// Takes the files away again that were added since there were `len`.

@@ -3,7 +3,8 @@
 //! | argument | back end |
 //! |---|---|
 //! | `stdio` | this process's standard input and output; one device only |
-//! | `/dev/…` (any path with a `/`) | a character device: a terminal, a pty, a null-modem end |
+//! | `/dev/…` (any path with a `/`) | a character device: a terminal, a pty |
+//! | `/dev/nmdmXA`, `/dev/nmdmXB` | an end of a null-modem pair, made if it isn't there |
 //! | `pty`, `pty=/path/link` | a new pty; its name is printed, or the link points to it |
 //! | `unix=/path` | a listening UNIX socket, one client at a time |
 //! | `tcp=ip:port` | a listening TCP socket, one client at a time |
@@ -11,6 +12,7 @@
 //! Without a client, the last 64 KiB of output are kept for the next one.
 
 mod listener;
+pub mod nmdm;
 mod path;
 mod pty;
 mod stdio;
@@ -141,7 +143,7 @@ impl std::str::FromStr for TtySpec {
 pub fn open(text: &str, events: &Arc<EventLoop>) -> Result<Arc<dyn CharBackend>, TtyError> {
     match text.parse()? {
         TtySpec::Stdio => stdio::open(events),
-        TtySpec::Path(path) => path::open(text, &path, events),
+        TtySpec::Path(path) => path::open(text, &nmdm::resolve(&path)?, events),
         TtySpec::Pty(link) => pty::open(text, link.as_deref(), events),
         TtySpec::Unix(path) => listener::open_unix(text, &path, events),
         TtySpec::Tcp(address) => listener::open_tcp(text, address, events),

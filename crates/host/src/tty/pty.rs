@@ -57,7 +57,7 @@ impl FdHandler for Opened {
 }
 
 /// Whether the other side is open.
-fn has_reader(master: &OwnedFd) -> bool {
+pub(super) fn has_reader(master: &OwnedFd) -> bool {
     let mut state = [PollFd::new(master, PollFlags::empty())];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     matches!(poll(&mut state, Some(&now)), Ok(0))

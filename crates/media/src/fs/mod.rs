@@ -12,6 +12,7 @@ pub mod fat;
 pub mod host;
 pub mod iso9660;
 pub mod ntfs;
+mod runs;
 pub mod squashfs;
 mod support;
 pub mod tar;
