@@ -2,6 +2,7 @@
 
 use std::ops::{ControlFlow, Range};
 
+use super::super::runs::{Run, Visit};
 use super::{KIND, Volume};
 use crate::{Error, Fields, Result};
 
@@ -11,20 +12,6 @@ const EXTENT_MAGIC: u16 = 0xf30a;
 const MAX_DEPTH: u16 = 5;
 /// A longer extent is one that was reserved and not yet written: `ee_len - 0x8000` blocks of zeros.
 const MAX_WRITTEN: u64 = 0x8000;
-
-/// Blocks that follow each other both in the file and on the disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Run {
-    /// First block in the file.
-    pub logical: u64,
-    /// First block on the disk.
-    pub physical: u64,
-    /// How many.
-    pub count: u64,
-}
-
-/// Called for each run in ascending order; what lies between runs is a hole.
-pub type Visit<'a> = dyn FnMut(Run) -> Result<ControlFlow<()>> + 'a;
 
 /// Visits the runs of a file among the blocks `range`. `block` is `i_block`.
 pub fn runs(

@@ -16,6 +16,7 @@ use std::fmt::Write;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
+use super::runs::{Filler, Visit};
 use inode::Inode;
 use superblock::{RECOVER, SUPERBLOCK, Superblock};
 
@@ -98,7 +99,7 @@ impl Volume {
         Ok(bytes)
     }
 
-    fn runs(&self, inode: &Inode, range: Range<u64>, visit: &mut map::Visit) -> Result<()> {
+    fn runs(&self, inode: &Inode, range: Range<u64>, visit: &mut Visit) -> Result<()> {
         map::runs(self, &inode.block, inode.extents, range, visit)
     }
 
@@ -110,27 +111,15 @@ impl Volume {
             return Ok(());
         }
         let size = self.sb.block_size;
-        let end = offset + to.len() as u64;
-        // Everything before this is filled.
-        let mut filled = offset;
-        let range = offset / size..end.div_ceil(size);
-        let outside = || Error::corrupt(KIND, "blocks of a file overlap");
-        self.runs(inode, range, &mut |run| {
-            let start = (run.logical * size).max(offset);
-            let stop = ((run.logical + run.count) * size).min(end);
-            let hole =
-                to.get_mut((filled - offset) as usize..(start - offset) as usize).ok_or_else(outside)?;
-            hole.fill(0);
-            let part = to.get_mut((start - offset) as usize..(stop - offset) as usize).ok_or_else(outside)?;
+        let mut filler = Filler::new(KIND, size, offset, to);
+        self.runs(inode, filler.blocks(), &mut |run| {
             if run.physical == 0 || run.physical.saturating_add(run.count) > self.sb.blocks {
                 return Err(Error::corrupt(KIND, format!("block {} does not exist", run.physical)));
             }
-            self.read(run.physical * size + (start - run.logical * size), part)?;
-            filled = stop;
+            filler.add(run, |skip, part| self.read(run.physical * size + skip, part))?;
             Ok(ControlFlow::Continue(()))
         })?;
-        to.get_mut((filled - offset) as usize..).ok_or_else(outside)?.fill(0);
-        Ok(())
+        filler.finish()
     }
 }
 
@@ -184,9 +173,9 @@ impl Node for ExtNode {
 
     fn read_at(&self, offset: u64, to: &mut [u8]) -> Result<()> {
         match self.inode.kind {
-            Kind::File | Kind::Symlink => self.volume.read_file(&self.inode, offset, to),
+            Kind::File => self.volume.read_file(&self.inode, offset, to),
             Kind::Directory => Err(Error::IsADirectory(KIND.into())),
-            Kind::Other => Err(Error::NotAFile(KIND.into())),
+            Kind::Symlink | Kind::Other => Err(Error::NotAFile(KIND.into())),
         }
     }
 

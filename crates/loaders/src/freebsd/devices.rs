@@ -1,0 +1,256 @@
+//! Devices by FreeBSD's names, and paths on them.
+//!
+//! `disk0p2:` is a GPT partition of the first disk, `disk0s1a:` a BSD partition of an MBR slice,
+//! `cd1:` a second image that is an optical disc, `zfs:pool/dataset:` a data set, `host:` the folder
+//! of `-h`.
+
+use std::fmt::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use media::disks::Disks;
+use media::{FileSource, FileSystem, Kind, Node, NodeRef, resolve};
+
+/// Most disks, as bhyveload.
+pub const MAX_DISKS: usize = 32;
+/// The host's folder.
+const HOST: &str = "host";
+/// The largest text file that is read.
+pub const MAX_TEXT: u64 = 1 << 20;
+/// What makes a file system one to boot from.
+const SIGNS: [&str; 4] = ["/boot/kernel", "/boot/loader.conf", "/boot/defaults/loader.conf", "/boot/loader"];
+
+/// A device with a file system, or without one that is known.
+struct Device {
+    name: String,
+    /// What the disks call it; the host's folder and data sets are none of them.
+    disk: Option<String>,
+    /// Its file system, or why there is none.
+    fs: Result<Arc<dyn FileSystem>, String>,
+    size: u64,
+}
+
+/// All devices.
+#[derive(Default)]
+pub struct Devices {
+    disks: Disks,
+    count: usize,
+    list: Vec<Device>,
+}
+
+impl Devices {
+    /// Adds an image or device of the host as the next disk.
+    pub fn add_disk(&mut self, path: &Path) -> Result<(), String> {
+        if self.count == MAX_DISKS {
+            return Err(format!("more than {MAX_DISKS} disks"));
+        }
+        let source = FileSource::open(path).map_err(|e| reason(&e.to_string()))?;
+        self.disks.add_disk(&format!("hd{}", self.count), Arc::new(source)).map_err(|e| e.to_string())?;
+        self.count += 1;
+        Ok(())
+    }
+
+    /// Shows a folder of the host.
+    pub fn set_host(&mut self, fs: Arc<dyn FileSystem>) {
+        self.list.push(Device { name: HOST.into(), disk: None, fs: Ok(fs), size: 0 });
+    }
+
+    /// Looks at all disks; after this the devices are known.
+    pub fn probe(&mut self) {
+        let mut found: Vec<Device> = Vec::new();
+        let mut pools: Vec<Device> = Vec::new();
+        for n in 0..self.count {
+            let disk = format!("hd{n}");
+            let mut names = vec![disk.clone()];
+            let partitions = self.disks.partitions(&disk).unwrap_or_default();
+            names.extend(partitions.iter().map(|p| format!("{disk},{}", p.name)));
+            for name in names {
+                let Ok(source) = self.disks.source(&name) else { continue };
+                let fs = self.disks.filesystem(&name).map_err(|e| e.to_string());
+                let kind = fs.as_ref().map_or("", |fs| fs.kind());
+                if let (Ok(fs), "zfs") = (&fs, kind) {
+                    let pool = fs.label().unwrap_or_default();
+                    let called = format!("zfs:{pool}");
+                    if !pool.is_empty() && pools.iter().all(|p| p.name != called) {
+                        pools.push(Device { name: called, disk: None, fs: Ok(fs.clone()), size: 0 });
+                    }
+                }
+                let name_here = spell(&name, kind == "iso9660").unwrap_or_else(|| name.clone());
+                found.push(Device { name: name_here, disk: Some(name), fs, size: source.size() });
+            }
+        }
+        let host = std::mem::take(&mut self.list);
+        self.list.extend(pools);
+        self.list.extend(found);
+        self.list.extend(host);
+    }
+
+    /// The device to boot from: a pool, a disk, the host's folder, whichever first has something to
+    /// boot; else the first that can be read.
+    pub fn boot_device(&self) -> Option<String> {
+        let mut names: Vec<String> = Vec::new();
+        for device in self.list.iter().filter(|d| d.fs.is_ok()) {
+            if let (Some(pool), Ok(fs)) = (device.name.strip_prefix("zfs:"), &device.fs) {
+                names.extend(boot_data_set(fs.as_ref()).map(|set| format!("zfs:{pool}{set}")));
+            }
+            names.push(device.name.clone());
+        }
+        let good = |name: &&String| SIGNS.iter().any(|sign| self.node(&format!("{name}:{sign}")).is_ok());
+        names.iter().find(good).or(names.first()).map(|name| format!("{name}:"))
+    }
+
+    /// Whether a name with its colon is that of a device that can be read.
+    pub fn check(&self, name: &str) -> Result<(), String> {
+        self.directory(&format!("{}:/", name.trim_end_matches(':'))).map(|_| ())
+    }
+
+    /// The node at a full path, `device:/path`.
+    pub fn node(&self, path: &str) -> Result<NodeRef, String> {
+        let (device, inside) = split(path).ok_or_else(|| format!("{path}: no device is named"))?;
+        let (fs, prefix) = self.filesystem(device)?;
+        let inside = format!("{prefix}/{}", inside.trim_start_matches('/'));
+        resolve(fs.as_ref(), inside.as_bytes()).map_err(|e| match e {
+            media::Error::NotFound(_) => format!("{path}: no such file or directory"),
+            e => format!("{path}: {}", reason(&e.to_string())),
+        })
+    }
+
+    fn directory(&self, path: &str) -> Result<NodeRef, String> {
+        let node = self.node(path)?;
+        match node.metadata().map_err(|e| e.to_string())?.kind {
+            Kind::Directory => Ok(node),
+            _ => Err(format!("{path}: not a directory")),
+        }
+    }
+
+    /// The file system of a device, and where its root is in it.
+    fn filesystem(&self, name: &str) -> Result<(&Arc<dyn FileSystem>, String), String> {
+        let missing = || format!("{name}: no such device");
+        // A data set is a path in its pool; GRUB's way to spell it ends in an empty snapshot.
+        let (device, prefix) = match name.strip_prefix("zfs:") {
+            Some(set) => {
+                let (pool, inside) = set.split_once('/').map_or((set, ""), |(p, i)| (p, i));
+                let slash = if inside.is_empty() { "" } else { "/" };
+                (format!("zfs:{pool}"), format!("{slash}{inside}/@"))
+            }
+            None => (name.to_owned(), String::new()),
+        };
+        let device = self.list.iter().find(|d| d.name == device).ok_or_else(missing)?;
+        match &device.fs {
+            Ok(fs) => Ok((fs, prefix)),
+            Err(why) => Err(format!("{name}: {why}")),
+        }
+    }
+
+    /// Why there is nothing to boot from, in one line.
+    pub fn trouble(&self) -> String {
+        let each =
+            self.list.iter().filter_map(|d| d.fs.as_ref().err().map(|why| format!("{}: {why}", d.name)));
+        let all = each.collect::<Vec<_>>().join("; ");
+        if all.is_empty() { "no disk (-d) and no folder (-h) is given".into() } else { all }
+    }
+
+    /// A list for people.
+    pub fn describe(&self) -> String {
+        let mut text = String::new();
+        for device in &self.list {
+            let what = match &device.fs {
+                Ok(fs) => fs.kind().to_owned(),
+                Err(why) => why.clone(),
+            };
+            let size = match device.disk {
+                Some(_) => format!("  {} MiB", device.size >> 20),
+                None => String::new(),
+            };
+            let _ = writeln!(text, "    {}:{size}  {what}", device.name);
+        }
+        if text.is_empty() { "no devices\n".into() } else { text }
+    }
+}
+
+/// FreeBSD's name of one of GRUB's: `hd0,msdos1,bsd1` is `disk0s1a`.
+fn spell(grub: &str, optical: bool) -> Option<String> {
+    let mut parts = grub.split(',');
+    let number = parts.next()?.strip_prefix("hd")?;
+    let mut name = format!("{}{number}", if optical && !grub.contains(',') { "cd" } else { "disk" });
+    for part in parts {
+        if let Some(n) = part.strip_prefix("gpt") {
+            let _ = write!(name, "p{n}");
+        } else if let Some(n) = part.strip_prefix("msdos") {
+            let _ = write!(name, "s{n}");
+        } else {
+            let digits = part.find(|c: char| c.is_ascii_digit())?;
+            let n: u8 = part.get(digits..)?.parse().ok()?;
+            name.push(char::from(b'a'.checked_add(n.checked_sub(1)?)?));
+        }
+    }
+    Some(name)
+}
+
+/// The data set that a pool boots from, with a slash in front; a pool that names none boots from
+/// itself.
+fn boot_data_set(fs: &dyn FileSystem) -> Option<String> {
+    // Where FreeBSD's installer puts it: the only data set below ROOT.
+    let root = resolve(fs, b"/ROOT").ok()?;
+    let mut first = None;
+    let mut count = 0;
+    let visit = &mut |entry: media::Entry| {
+        if !entry.name.starts_with(b"@") {
+            count += 1;
+            first.get_or_insert(entry.name);
+        }
+        std::ops::ControlFlow::Continue(())
+    };
+    root.entries(visit).ok()?;
+    let name = String::from_utf8(first?).ok()?;
+    (count == 1).then(|| format!("/ROOT/{name}"))
+}
+
+/// Device and path of a full path.
+pub fn split(path: &str) -> Option<(&str, &str)> {
+    let from = if path.starts_with("zfs:") { 4 } else { 0 };
+    let colon = from + path.get(from..)?.find(':')?;
+    let device = path.get(..colon)?;
+    let known = ["disk", "cd", "zfs:", HOST].iter().any(|start| device.starts_with(start));
+    known.then_some((device, path.get(colon + 1..)?))
+}
+
+/// A reason without Rust's "(os error n)".
+pub fn reason(text: &str) -> String {
+    text.split(" (os error").next().unwrap_or(text).to_owned()
+}
+
+/// A text file's text.
+pub fn read_text(node: &dyn Node, path: &str) -> Result<String, String> {
+    let bytes = media::read_all(node, MAX_TEXT).map_err(|e| format!("{path}: {}", reason(&e.to_string())))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_freebsds() {
+        let table = [
+            ("hd0", false, "disk0"),
+            ("hd1", true, "cd1"),
+            ("hd0,gpt2", false, "disk0p2"),
+            ("hd0,msdos1", false, "disk0s1"),
+            ("hd12,msdos4,bsd1", false, "disk12s4a"),
+            ("hd0,bsd5", false, "disk0e"),
+        ];
+        for (grub, optical, ours) in table {
+            assert_eq!(spell(grub, optical).unwrap(), ours);
+        }
+    }
+
+    #[test]
+    fn paths_name_devices_or_not() {
+        assert_eq!(split("disk0p2:/boot/kernel"), Some(("disk0p2", "/boot/kernel")));
+        assert_eq!(split("zfs:zroot/ROOT/default:/boot"), Some(("zfs:zroot/ROOT/default", "/boot")));
+        assert_eq!(split("host:"), Some(("host", "")));
+        assert_eq!(split("/boot/a:b"), None);
+        assert_eq!(split("zfs:zroot"), None);
+    }
+}
