@@ -231,7 +231,7 @@ impl Guest {
 }
 
 /// A terminal for a VMM to run on: our end and its end.
-fn terminal() -> Result<(File, File)> {
+pub(crate) fn terminal() -> Result<(File, File)> {
     use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
     let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
     grantpt(&ours)?;

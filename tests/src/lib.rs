@@ -11,6 +11,7 @@ mod lab;
 mod machine;
 mod network;
 mod process;
+mod shell;
 
 pub use console::Console;
 pub use guest::{Guest, MARKER};
@@ -18,6 +19,7 @@ pub use lab::{Lab, Scratch, bhyve_binary, is_root};
 pub use machine::{Chipset, Machine, Vmm};
 pub use network::Namespace;
 pub use process::{Exit, Process};
+pub use shell::Shell;
 
 /// What goes wrong here is only ever read by people.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;

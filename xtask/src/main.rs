@@ -3,7 +3,9 @@
 mod bench;
 mod build;
 mod demo;
+mod fuzz;
 mod image;
+mod install;
 mod lint;
 mod nested;
 mod suite;
@@ -18,6 +20,8 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
   demo                      boot a stock Debian kernel to a shell on this terminal
+  install [--prefix /usr/local]
+                            build and install the programs
   test                      build everything and run all tests
   lint                      formatting, clippy and the rules of the house
   bench boot [--runs 5] [--cpus N] [--memory SIZE] [--kernel cloud|generic] [--json]
@@ -28,6 +32,8 @@ usage: cargo xtask COMMAND
                             make the disks of a Debian system that its own grub.cfg boots; prints them
   guest-suite [--vmm bhyve|qemu] [--stress MINUTES]
                             boot that image and work in it
+  fuzz [--minutes N] -- [TARGET ...]
+                            fuzz the readers of foreign bytes
   nested                    stock Linux under a real KVM, on a processor that QEMU emulates
 ";
 
@@ -58,6 +64,8 @@ fn run() -> Result<ExitCode> {
             ["image", "debian"] => return image::run(&mut parser),
             ["image", layout] => return image::system(&mut parser, layout),
             ["guest-suite"] => return suite::run(&mut parser),
+            ["install"] => return install::run(&mut parser),
+            ["fuzz"] => return fuzz::run(&mut parser),
             ["nested"] => return nested::run(&mut parser),
             ["help"] => {
                 print!("{USAGE}");
