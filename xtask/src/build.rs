@@ -15,7 +15,7 @@ pub fn bhyve() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("BHYVE") {
         return Ok(std::fs::canonicalize(path)?);
     }
-    succeed(cargo().args(["build", "--release", "--package", "programs", "--bin", "bhyve"]))?;
+    succeed(cargo().args(["build", "--release", "--package", "programs", "--bins"]))?;
     // This program is TARGET/PROFILE/xtask, where TARGET is wherever cargo was told to build.
     let own = std::env::current_exe()?;
     let target = own.parent().and_then(Path::parent).ok_or("xtask is in no target folder")?;
