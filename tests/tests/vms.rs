@@ -299,9 +299,10 @@ fn after_a_triple_fault_everything_stays_for_a_look() -> Result<()> {
 }
 
 /// Starts a tiny guest that counts for ever, and waits until it can be spoken to.
-fn counting(vms: &Vms, name: &str) -> Result<Process> {
+fn counting(vms: &Vms, name: &str, engine: &str) -> Result<Process> {
     load_tiny(vms, name, COUNT);
-    let mut command = vms.command("bhyve", &["-s", "0,hostbridge", "-o", "engine=soft", name]);
+    let engine = format!("engine={engine}");
+    let mut command = vms.command("bhyve", &["-s", "0,hostbridge", "-o", &engine, name]);
     let process = Process::spawn(command.stdout(Stdio::null()).stderr(Stdio::null()))?;
     let end = Instant::now() + END;
     while !vms.ctl(&[&format!("--vm={name}"), "--get-stats"]).status.success() {
@@ -314,7 +315,7 @@ fn counting(vms: &Vms, name: &str) -> Result<Process> {
 #[test]
 fn a_killed_process_leaves_a_vm_that_can_be_removed_and_nothing_else() -> Result<()> {
     let vms = Vms::new("killed")?;
-    let mut process = counting(&vms, "tiny")?;
+    let mut process = counting(&vms, "tiny", "soft")?;
     let memory = vms.memory("tiny").ok_or("no memory")?;
     let mut files: Vec<_> = vms.files().iter().map(|file| vms.scratch.path().join(file)).collect();
     files.push(memory.clone());
@@ -346,9 +347,42 @@ fn a_killed_process_leaves_a_vm_that_can_be_removed_and_nothing_else() -> Result
 }
 
 #[test]
+fn a_busy_vcpu_is_stopped_for_a_look_and_goes_on() -> Result<()> {
+    let vms = Vms::new("busy")?;
+    for engine in ["soft", "kvm"] {
+        load_tiny(&vms, "probe", SAY_A);
+        let (status, _, said) = vms.bhyve(&["-D", "-o", &format!("engine={engine}"), "probe"]);
+        if status != Some(2) {
+            eprintln!("left out: {said}");
+            continue;
+        }
+        let mut process = counting(&vms, "tiny", engine)?;
+        let mut last = 0;
+        for _ in 0..20 {
+            let now = vms.register("tiny", "rax");
+            assert_ne!(now, last, "{engine}");
+            last = now;
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        assert!((COUNT..COUNT + 3).contains(&vms.register("tiny", "rip")));
+        let text = vms.tell(&["--vm=tiny", "--get-all"]);
+        assert!(statistic(&text, "total number of vm exits").is_none_or(|exits| exits > 0), "{text}");
+        assert!(statistic(&text, "vcpu total runtime").is_none_or(|cycles| cycles > 1000), "{text}");
+        // LINT1 is masked after power-on.
+        vms.tell(&["--vm=tiny", "--assert-lapic-lvt=1"]);
+        assert!(vms.refusal(&["--vm=tiny", "--assert-lapic-lvt=7"]).contains("a local APIC has no pin 7"));
+        // It has no table of handlers, so an NMI is its end.
+        vms.tell(&["--vm=tiny", "--inject-nmi"]);
+        assert_eq!(process.wait(END)?.status.code(), Some(3), "{engine}");
+        vms.tell(&["--vm=tiny", "--destroy"]);
+    }
+    Ok(())
+}
+
+#[test]
 fn destroying_a_running_vm_ends_it_first() -> Result<()> {
     let vms = Vms::new("destroy")?;
-    let mut process = counting(&vms, "tiny")?;
+    let mut process = counting(&vms, "tiny", "soft")?;
     let options = Options { size: 16 << 20, ..Options::default() };
     let error = Loading::new(&vms.directory(), &Name::new("tiny")?, &options).unwrap_err().to_string();
     assert_eq!(error, format!("VM tiny is running already (pid {})", process.id()));
