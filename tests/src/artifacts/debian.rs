@@ -123,7 +123,10 @@ cp /tmp/fstab /target/etc/fstab\n\
 [ ! -e /tmp/mdadm.conf ] || cp /tmp/mdadm.conf /target/etc/mdadm/mdadm.conf\n\
 for d in dev proc sys run; do mount --rbind /$d /target/$d; done\n\
 [ ! -e /tmp/crypttab ] || echo GRUB_ENABLE_CRYPTODISK=y >>/target/etc/default/grub\n\
-if [ -e /tmp/crypttab ] || [ -e /tmp/mdadm.conf ]; then chroot /target update-initramfs -u 2>&1; fi\n\
+if [ -e /tmp/crypttab ] || [ -e /tmp/mdadm.conf ]; then\n\
+  printf 'COMPRESS=zstd\\nCOMPRESSLEVEL=1\\n' >/target/etc/initramfs-tools/conf.d/fast\n\
+  chroot /target update-initramfs -u 2>&1\n\
+fi\n\
 mkdir -p /target/boot/grub\n\
 chroot /target grub-mkconfig -o /boot/grub/grub.cfg 2>&1\n\
 sync\n\
@@ -192,8 +195,6 @@ fn bootstrap(tree: &Path) -> Result<()> {
 fn configure(tree: &Path) -> Result<()> {
     run(Command::new("chroot").arg(tree).args(["passwd", "-d", "root"]))?;
     fs::write(tree.join("etc/hostname"), "guest\n")?;
-    // Where an initramfs must be made anew, a guest does it.
-    fs::write(tree.join("etc/initramfs-tools/conf.d/fast"), "COMPRESS=zstd\nCOMPRESSLEVEL=1\n")?;
     fs::write(tree.join("etc/fstab"), "/dev/vda / ext4 defaults 0 1\n")?;
     let grub = "GRUB_DEFAULT=0\nGRUB_TIMEOUT=1\nGRUB_DISTRIBUTOR=Debian\n\
                 GRUB_CMDLINE_LINUX_DEFAULT=quiet\nGRUB_CMDLINE_LINUX=console=ttyS0\n";
