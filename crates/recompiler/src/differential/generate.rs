@@ -391,37 +391,46 @@ fn random_form(code: Code, random: &mut Random) -> Option<Instruction> {
             K::rax => fixed(&mut insn, i, Register::RAX),
             K::st0 => fixed(&mut insn, i, Register::ST0),
             K::sti_opcode => reg(&mut insn, Register::ST0),
-            K::imm8 => {
-                insn.set_op_kind(i, OpKind::Immediate8);
-                insn.set_immediate8(random.next() as u8);
-            }
-            K::imm8_const_1 => {
-                insn.set_op_kind(i, OpKind::Immediate8);
-                insn.set_immediate8(1);
-            }
-            K::imm8sex16 => small(&mut insn, i, OpKind::Immediate8to16, random),
-            K::imm8sex32 => small(&mut insn, i, OpKind::Immediate8to32, random),
-            K::imm8sex64 => small(&mut insn, i, OpKind::Immediate8to64, random),
-            K::imm16 => {
-                insn.set_op_kind(i, OpKind::Immediate16);
-                insn.set_immediate16(random.next() as u16);
-            }
-            K::imm32 => {
-                insn.set_op_kind(i, OpKind::Immediate32);
-                insn.set_immediate32(random.next() as u32);
-            }
-            K::imm32sex64 => {
-                insn.set_op_kind(i, OpKind::Immediate32to64);
-                insn.set_immediate32to64(random.next() as i32 as i64);
-            }
-            K::imm64 => {
-                insn.set_op_kind(i, OpKind::Immediate64);
-                insn.set_immediate64(random.next());
-            }
+            kind if immediate(&mut insn, i, kind, random) => {}
             _ => return None,
         }
     }
     Some(insn)
+}
+
+/// Sets operand `i` to a random immediate of this kind; false if it is none.
+fn immediate(insn: &mut Instruction, i: u32, kind: K, random: &mut Random) -> bool {
+    match kind {
+        K::imm8 => {
+            insn.set_op_kind(i, OpKind::Immediate8);
+            insn.set_immediate8(random.next() as u8);
+        }
+        K::imm8_const_1 => {
+            insn.set_op_kind(i, OpKind::Immediate8);
+            insn.set_immediate8(1);
+        }
+        K::imm8sex16 => small(insn, i, OpKind::Immediate8to16, random),
+        K::imm8sex32 => small(insn, i, OpKind::Immediate8to32, random),
+        K::imm8sex64 => small(insn, i, OpKind::Immediate8to64, random),
+        K::imm16 => {
+            insn.set_op_kind(i, OpKind::Immediate16);
+            insn.set_immediate16(random.next() as u16);
+        }
+        K::imm32 => {
+            insn.set_op_kind(i, OpKind::Immediate32);
+            insn.set_immediate32(random.next() as u32);
+        }
+        K::imm32sex64 => {
+            insn.set_op_kind(i, OpKind::Immediate32to64);
+            insn.set_immediate32to64(random.next() as i32 as i64);
+        }
+        K::imm64 => {
+            insn.set_op_kind(i, OpKind::Immediate64);
+            insn.set_immediate64(random.next());
+        }
+        _ => return false,
+    }
+    true
 }
 
 fn random_memory(code: Code, coin: bool) -> bool {

@@ -125,6 +125,11 @@ fn bit_string(insn: &Instruction) -> bool {
 
 /// General-register instructions.
 fn integer(mnemonic: Mnemonic) -> bool {
+    basic(mnemonic) || conditional(mnemonic) || extended(mnemonic)
+}
+
+/// What the 64-bit architecture began with.
+fn basic(mnemonic: Mnemonic) -> bool {
     use Mnemonic as M;
     matches!(
         mnemonic,
@@ -166,7 +171,31 @@ fn integer(mnemonic: Mnemonic) -> bool {
             | M::Bsf
             | M::Bsr
             | M::Bswap
-            | M::Cmovo
+            | M::Xchg
+            | M::Xadd
+            | M::Cmpxchg
+            | M::Cmpxchg8b
+            | M::Cmpxchg16b
+            | M::Cbw
+            | M::Cwde
+            | M::Cdqe
+            | M::Cwd
+            | M::Cdq
+            | M::Cqo
+            | M::Lahf
+            | M::Sahf
+            | M::Clc
+            | M::Stc
+            | M::Cmc
+    )
+}
+
+/// Conditional moves and sets.
+fn conditional(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(
+        mnemonic,
+        M::Cmovo
             | M::Cmovno
             | M::Cmovb
             | M::Cmovae
@@ -198,23 +227,15 @@ fn integer(mnemonic: Mnemonic) -> bool {
             | M::Setge
             | M::Setle
             | M::Setg
-            | M::Xchg
-            | M::Xadd
-            | M::Cmpxchg
-            | M::Cmpxchg8b
-            | M::Cmpxchg16b
-            | M::Cbw
-            | M::Cwde
-            | M::Cdqe
-            | M::Cwd
-            | M::Cdq
-            | M::Cqo
-            | M::Lahf
-            | M::Sahf
-            | M::Clc
-            | M::Stc
-            | M::Cmc
-            | M::Movbe
+    )
+}
+
+/// What later processors added, and fences.
+fn extended(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(
+        mnemonic,
+        M::Movbe
             | M::Popcnt
             | M::Lzcnt
             | M::Tzcnt
