@@ -47,10 +47,16 @@ impl Terminal {
         Self::new(input, output)
     }
 
-    /// A terminal by its path, such as `/dev/nmdm0A`. It does not become the controlling one.
+    /// A terminal by its path, or an end of a null-modem pair, such as `/dev/nmdm0A`. It does not
+    /// become the controlling one.
     pub fn open(path: &Path) -> io::Result<Self> {
+        let path = host::tty::nmdm::resolve(path).map_err(|error| match error {
+            // Callers name the path.
+            host::tty::TtyError::System { source, .. } => source,
+            other => io::Error::other(other.to_string()),
+        })?;
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let input = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+        let input = File::from(rustix::fs::open(&path, flags, Mode::empty())?);
         if !isatty(&input) {
             return Err(io::Error::other("not a terminal"));
         }
