@@ -121,7 +121,7 @@ mkdir -p /target/dev /target/proc /target/sys /target/run /target/tmp /target/mn
 cp /tmp/fstab /target/etc/fstab\n\
 [ ! -e /tmp/crypttab ] || cp /tmp/crypttab /target/etc/crypttab\n\
 [ ! -e /tmp/mdadm.conf ] || cp /tmp/mdadm.conf /target/etc/mdadm/mdadm.conf\n\
-for d in dev proc sys run; do mount --rbind /$d /target/$d; done\n\
+for d in dev proc sys run; do mount --bind /$d /target/$d; done\n\
 [ ! -e /tmp/crypttab ] || echo GRUB_ENABLE_CRYPTODISK=y >>/target/etc/default/grub\n\
 if [ -e /tmp/crypttab ] || [ -e /tmp/mdadm.conf ]; then\n\
   printf 'COMPRESS=zstd\\nCOMPRESSLEVEL=1\\n' >/target/etc/initramfs-tools/conf.d/fast\n\
