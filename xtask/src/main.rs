@@ -27,6 +27,7 @@ usage: cargo xtask COMMAND
   bench boot [--runs 5] [--cpus N] [--memory SIZE] [--kernel cloud|generic] [--json]
                             time from start to the first process, against QEMU
   bench cpu [--json]        a CPU benchmark, natively, in our guest and in QEMU's
+  bench disk [--runs 3]     a raw file against a block device as the guest's disk
   image debian              make a Debian disk image; prints its path
   image ext4|lvm|xfs|btrfs|raid1|luks
                             make the disks of a Debian system that its own grub.cfg boots; prints them
@@ -60,6 +61,7 @@ fn run() -> Result<ExitCode> {
             ["test"] => return test::run(&mut parser),
             ["lint"] => return lint::run(&mut parser),
             ["bench", "boot"] => return bench::boot::run(&mut parser),
+            ["bench", "disk"] => return bench::disk::run(&mut parser),
             ["bench", "cpu"] => return bench::cpu::run(&mut parser),
             ["image", "debian"] => return image::run(&mut parser),
             ["image", layout] => return image::system(&mut parser, layout),

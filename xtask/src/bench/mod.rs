@@ -2,6 +2,7 @@
 
 pub mod boot;
 pub mod cpu;
+pub mod disk;
 
 use std::path::PathBuf;
 
