@@ -8,6 +8,7 @@ mod lint;
 mod nested;
 mod suite;
 mod test;
+mod zfs;
 
 use std::process::ExitCode;
 
@@ -24,6 +25,7 @@ usage: cargo xtask COMMAND
                             time from start to the first process, against QEMU
   bench cpu [--json]        a CPU benchmark, natively, in our guest and in QEMU's
   image debian              make a Debian disk image; prints its path
+  image zfs                 make the ZFS pools of the tests (crates/media/tests/images)
   guest-suite [--vmm bhyve|qemu] [--stress MINUTES]
                             boot that image and work in it
   nested                    stock Linux under a real KVM, on a processor that QEMU emulates
@@ -53,6 +55,7 @@ fn run() -> Result<ExitCode> {
             ["lint"] => return lint::run(&mut parser),
             ["bench", "boot"] => return bench::boot::run(&mut parser),
             ["bench", "cpu"] => return bench::cpu::run(&mut parser),
+            ["image", "zfs"] => return zfs::run(&mut parser),
             ["image", "debian"] => return image::run(&mut parser),
             ["guest-suite"] => return suite::run(&mut parser),
             ["nested"] => return nested::run(&mut parser),
