@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -35,12 +35,22 @@ impl Guest {
     /// Starts a machine. Its state goes to a folder of its own, so that it meets no other VM.
     pub fn spawn(machine: &Machine, vmm: &Vmm) -> Result<Self> {
         let state = Scratch::new("vmm")?;
+        let vms = state.path().join("vmm");
+        Self::spawn_among(machine, vmm, &vms, state)
+    }
+
+    /// Starts a machine whose VM is listed in the folder `vms`.
+    pub fn spawn_in(machine: &Machine, vmm: &Vmm, vms: &Path) -> Result<Self> {
+        Self::spawn_among(machine, vmm, vms, Scratch::new("vmm")?)
+    }
+
+    fn spawn_among(machine: &Machine, vmm: &Vmm, vms: &Path, state: Scratch) -> Result<Self> {
         let mut machine = machine.clone();
         if matches!(vmm, Vmm::Qemu { .. }) {
             machine.monitor = Some(state.path().join("monitor"));
         }
         let mut command = machine.command(vmm);
-        command.env("VMM_DIR", state.path().join("vmm"));
+        command.env("VMM_DIR", vms);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = Process::spawn(&mut command)?;
         let child = process.child();

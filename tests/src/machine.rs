@@ -67,6 +67,8 @@ pub struct Machine {
     pub random: bool,
     /// A virtio-console port with this name, on this socket.
     pub port: Option<(String, PathBuf)>,
+    /// A loader has put the kernel into the VM: bhyve is told of no kernel and no memory.
+    pub loaded: bool,
     /// More arguments for bhyve.
     pub extra: Vec<OsString>,
     /// Where QEMU's monitor listens.
@@ -88,6 +90,7 @@ impl Machine {
             namespace: None,
             random: true,
             port: None,
+            loaded: false,
             extra: Vec::new(),
             monitor: None,
         }
@@ -136,6 +139,13 @@ impl Machine {
         self
     }
 
+    /// The VM is loaded already.
+    #[must_use]
+    pub fn loaded(mut self) -> Self {
+        self.loaded = true;
+        self
+    }
+
     /// Adds an argument for bhyve.
     #[must_use]
     pub fn argument(mut self, argument: impl Into<OsString>) -> Self {
@@ -162,7 +172,8 @@ impl Machine {
         command
     }
 
-    fn kernel_cmdline(&self) -> String {
+    /// The kernel's command line.
+    pub fn kernel_cmdline(&self) -> String {
         format!("console=ttyS0 {}", self.cmdline).trim_end().to_owned()
     }
 
@@ -170,7 +181,9 @@ impl Machine {
         let mut words = Words::new(binary);
         words.add("-AHP");
         words.pair("-c", &self.cpus.to_string());
-        words.pair("-m", &self.memory);
+        if !self.loaded {
+            words.pair("-m", &self.memory);
+        }
         words.pair("-s", "0:0,hostbridge");
         words.pair("-s", "1:0,lpc");
         let mut slot = 2;
@@ -194,9 +207,11 @@ impl Machine {
         if engine != "auto" {
             words.pair("-o", &format!("engine={engine}"));
         }
-        words.path("-o", "kernel.path=", &self.kernel);
-        words.path("-o", "kernel.initrd=", &self.initrd);
-        words.pair("-o", &format!("kernel.cmdline={}", self.kernel_cmdline()));
+        if !self.loaded {
+            words.path("-o", "kernel.path=", &self.kernel);
+            words.path("-o", "kernel.initrd=", &self.initrd);
+            words.pair("-o", &format!("kernel.cmdline={}", self.kernel_cmdline()));
+        }
         words.0.extend(self.extra.iter().cloned());
         words.add(&self.name);
         words.0

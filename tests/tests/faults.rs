@@ -123,16 +123,20 @@ fn a_user_without_privileges_runs_a_guest() -> Result<()> {
     let initrd = publish(&lab.initrd, folder.path(), "initrd")?;
     let image = folder.path().join("disk.img");
     sparse_file(&image, 16 << 20)?;
+    let vms = folder.path().join("vms");
+    std::fs::create_dir(&vms)?;
     let Vmm::Bhyve { binary, .. } = &lab.vmm else { return Ok(()) };
     let binary = publish(binary, folder.path(), "bhyve")?;
     lab.vmm = Vmm::Bhyve { binary, engine: "auto".into() };
     if is_root() {
-        std::os::unix::fs::chown(&image, Some(65534), Some(65534))?;
+        for path in [&image, &vms] {
+            std::os::unix::fs::chown(path, Some(65534), Some(65534))?;
+        }
         let drop = "--reuid=65534 --regid=65534 --clear-groups --no-new-privs --pdeathsig KILL";
         lab.vmm = wrapped(&lab, folder.path(), &format!("exec setpriv {drop} BHYVE"))?;
     }
     let machine = Machine::new("user", &kernel, &initrd).cmdline("quiet").disk(&image);
-    let mut guest = Guest::spawn(&machine, &lab.vmm)?;
+    let mut guest = Guest::spawn_in(&machine, &lab.vmm, &vms.join("vmm"))?;
     guest.wait_shell(BOOT)?;
     let complaints = guest.complaints();
     assert!(complaints.starts_with("bhyve: engine: "), "{complaints}");

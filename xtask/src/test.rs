@@ -26,6 +26,13 @@ const TOOLS: &[(&str, &str)] = &[
     ("mkfs.btrfs", "btrfs-progs"),
     ("grub-fstest", "grub-common"),
     ("mkfs.xfs", "xfsprogs"),
+    ("genisoimage", "genisoimage"),
+    ("makefs", "makefs"),
+    ("mkfs.fat", "dosfstools"),
+    ("mcopy", "mtools"),
+    ("mkfs.exfat", "exfatprogs"),
+    ("mount.exfat-fuse", "exfat-fuse"),
+    ("ntfs-3g", "ntfs-3g"),
 ];
 
 /// Builds and tests.

@@ -19,6 +19,8 @@ pub mod openbsd;
 mod pvh;
 
 #[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
 mod test_elf;
 #[cfg(test)]
 mod test_image;

@@ -3,6 +3,7 @@
 //! An engine calls the [`bus::Bus`] for port and memory accesses; only what ends or pauses a vCPU
 //! comes back from [`Vcpu::run`].
 
+mod check;
 mod choose;
 mod counters;
 mod cpuid;

@@ -74,6 +74,7 @@ pub fn build(tree: &Tree, identity: &Identity, signals: &SignalTarget) -> Result
             threads: topology.threads,
         },
         vm: (vm, engine),
+        capabilities: capabilities(&cpuid),
         memory: (core.memory, tree.flag("memory.wired")?),
         rtc: core.chipset.rtc.clone(),
         destroy: tree.flag("destroy_on_poweroff")?,
@@ -147,6 +148,14 @@ fn make_vm(tree: &Tree, topology: Topology, core: &Core) -> Result<(SharedVm, &'
     };
     let vm = engine.new_vm(config, services).map_err(engine_error(tree))?;
     Ok((vm, engine.name(), cpuid))
+}
+
+/// HLT always gives the host's CPU away, PAUSE never; guests may run in real mode.
+fn capabilities(cpuid: &CpuidTable) -> Vec<(&'static str, bool)> {
+    /// CPUID.7:EBX.INVPCID.
+    const INVPCID: u32 = 1 << 10;
+    let invpcid = cpuid.leaf(7, 0).is_some_and(|leaf| leaf.ebx & INVPCID != 0);
+    vec![("hlt_exit", true), ("pause_exit", false), ("unrestricted_guest", true), ("enable_invpcid", invpcid)]
 }
 
 /// Makes the PCI devices and gives their BARs addresses.

@@ -31,6 +31,7 @@ const CENTURY: u8 = 0x32;
 pub struct Control {
     pub vm: Weak<dyn Vm>,
     pub engine: &'static str,
+    pub capabilities: Vec<(&'static str, bool)>,
     pub topology: Topology,
     pub ram: Ram,
     pub memory: GuestMemory,
@@ -49,6 +50,7 @@ impl Handler for Control {
                 topology: self.topology,
                 ram: self.ram.clone(),
                 engine: self.engine.to_owned(),
+                capabilities: self.capabilities.iter().map(|(name, on)| ((*name).to_owned(), *on)).collect(),
             })),
             Request::Active => self.active(),
             Request::Vcpu(cpu) => self.state(cpu).map(|state| Response::Vcpu(Box::new(state))),
@@ -57,8 +59,14 @@ impl Handler for Control {
             }
             Request::Nmi(cpu) => self.signal(cpu, NMI << 8),
             Request::LocalPin { cpu, pin } => self.local_pin(cpu, pin),
-            Request::Reset => self.end(PowerEvent::Reset),
-            Request::PowerOff => self.end(PowerEvent::PowerOff),
+            Request::Reset => {
+                self.power.request(PowerEvent::Reset);
+                Ok(Response::Done)
+            }
+            Request::PowerOff => {
+                self.power.request(PowerEvent::PowerOff);
+                Ok(Response::Done)
+            }
             Request::Time => self.clock(|rtc| Ok(Response::Time(rtc.seconds()))),
             Request::SetTime(seconds) => self.clock(|rtc| {
                 rtc.set_seconds(seconds);
@@ -129,11 +137,6 @@ impl Control {
             FIXED | NMI => self.signal(cpu, entry & 0x7ff),
             _ => Err(format!("pin {pin} of vCPU {cpu} belongs to another interrupt controller")),
         }
-    }
-
-    fn end(&self, event: PowerEvent) -> Answer {
-        self.power.request(event);
-        Ok(Response::Done)
     }
 
     fn clock(&self, act: impl FnOnce(&Rtc) -> Answer) -> Answer {

@@ -150,6 +150,9 @@ fn loaded(claim: &Claim) -> Result<Start> {
             let Some(first) = state.vcpus.into_iter().next() else {
                 return refuse(format!("VM {name} has memory but no processor state: {again}"));
             };
+            if let Err(why) = first.check() {
+                return refuse(format!("VM {name} can't start so: {why}: {again}"));
+            }
             Ok(Start::Loaded { ram, first: Box::new(first), loader: state.loader })
         }
         (Phase::Created | Phase::Loaded, _) => refuse(format!("VM {name} has nothing to run yet: {first}")),
@@ -222,7 +225,7 @@ mod tests {
             assert!(matches!(Identity::take(&kernel, &directory).unwrap().start, Start::Kernel(_)));
         }
         let error = refusal(&tree(&[("name", "a/b")]), &directory);
-        assert_eq!(error, "name=a/b: a VM can't be named \"a/b\": it has a slash in it");
+        assert_eq!(error, "name=a/b: VM name \"a/b\" can't be the name of a file");
     }
 
     #[test]

@@ -67,6 +67,8 @@ pub struct Machine {
     pub topology: Topology,
     /// The engine's VM, and the engine's name.
     pub vm: (SharedVm, &'static str),
+    /// What bhyve calls capabilities, and whether each is on.
+    pub capabilities: Vec<(&'static str, bool)>,
     /// Guest RAM; whether it stays in the host's RAM.
     pub memory: (GuestMemory, bool),
     /// The clock.
@@ -102,6 +104,7 @@ pub fn run(machine: Machine, identity: &Identity, restore_terminal: fn()) -> Res
     let control = Control {
         vm: Arc::downgrade(&vm),
         engine,
+        capabilities: machine.capabilities,
         topology: machine.topology,
         ram: running.ram().clone(),
         memory,

@@ -260,7 +260,7 @@ impl Cpu {
         // others (integers, bool, arrays of them, `Activity` with its discriminant 0) may be zero.
         unsafe {
             (&raw mut (*cpu).tlb.filled).write(Default::default());
-            (&raw mut (*cpu).tlb.written).write(Default::default());
+            (&raw mut (*cpu).tlb.written).write(Arc::default());
             (&raw mut (*cpu).msrs).write(std::collections::BTreeMap::new());
             (&raw mut (*cpu).apic).write(apic);
             (&raw mut (*cpu).counters).write(Arc::new(Counters::new(&COUNTED)));

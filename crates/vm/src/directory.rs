@@ -31,7 +31,9 @@ impl Directory {
     /// a user without a session has /run/user/UID/vmm where that exists, or /tmp/vmm-UID. Makes it
     /// where it isn't there yet.
     pub fn open() -> Result<Self> {
-        Self::at(&place(|name| std::env::var_os(name).filter(|v| !v.is_empty()), geteuid().as_raw()))
+        let env = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        let owner = |path: &Path| rustix::fs::stat(path).ok().map(|stat| stat.st_uid);
+        Self::at(&place(env, geteuid().as_raw(), owner))
     }
 
     /// The folder at `path`, made where it isn't there yet.
@@ -128,27 +130,29 @@ impl Directory {
     }
 }
 
-/// Where the folder is for user `uid` with this environment.
-fn place(env: impl Fn(&str) -> Option<OsString>, uid: u32) -> PathBuf {
+/// Where the folder is for user `uid` with this environment; `owner` tells whose a folder is.
+fn place(env: impl Fn(&str) -> Option<OsString>, uid: u32, owner: impl Fn(&Path) -> Option<u32>) -> PathBuf {
     if let Some(path) = env("VMM_DIR") {
         return path.into();
     }
     if uid == 0 {
         return SYSTEM.into();
     }
-    if let Some(runtime) = env("XDG_RUNTIME_DIR") {
-        return Path::new(&runtime).join("vmm");
+    // Who became another user by su(1) often still has the old one's environment.
+    let session = env("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let usual = PathBuf::from(format!("/run/user/{uid}"));
+    match session.into_iter().chain([usual]).find(|path| owner(path) == Some(uid)) {
+        Some(folder) => folder.join("vmm"),
+        None => format!("/tmp/vmm-{uid}").into(),
     }
-    let session = PathBuf::from(format!("/run/user/{uid}"));
-    if rustix::fs::stat(&session).is_ok_and(|stat| stat.st_uid == uid) {
-        return session.join("vmm");
-    }
-    format!("/tmp/vmm-{uid}").into()
 }
 
 /// Opens or makes a folder that only this user can have filled.
 fn folder(path: &Path, mode: Mode) -> Result<OwnedFd> {
-    let fail = |e: Errno| Error::file(path, format!("can't keep VMs there: {}", std::io::Error::from(e)));
+    let fail = |e: Errno| {
+        let why = std::io::Error::from(e);
+        Error::file(path, format!("can't keep VMs there: {why} (VMM_DIR can name another folder)"))
+    };
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
     let fd = match rustix::fs::open(path, flags, Mode::empty()) {
         Err(Errno::NOENT) => {
@@ -186,4 +190,25 @@ pub(crate) fn open_own(at: BorrowedFd<'_>, name: &Path, path: &Path, flags: OFla
     }
     check_owner(&stat, path)?;
     Ok(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_user_has_a_place() {
+        let place = |variables: &[(&str, &str)], uid, owned: &[(&str, u32)]| {
+            let find = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| v.into());
+            let owner = |path: &Path| owned.iter().find(|(p, _)| Path::new(p) == path).map(|(_, uid)| *uid);
+            place(find, uid, owner).display().to_string()
+        };
+        let session = [("XDG_RUNTIME_DIR", "/run/x")];
+        assert_eq!(place(&session, 0, &[("/run/x", 0)]), "/dev/vmm");
+        assert_eq!(place(&[("VMM_DIR", "/v"), session[0]], 1000, &[("/run/x", 1000)]), "/v");
+        assert_eq!(place(&session, 1000, &[("/run/x", 1000)]), "/run/x/vmm");
+        // Another user's, or one that is gone.
+        assert_eq!(place(&session, 1000, &[("/run/x", 0), ("/run/user/1000", 1000)]), "/run/user/1000/vmm");
+        assert_eq!(place(&session, 1000, &[]), "/tmp/vmm-1000");
+    }
 }

@@ -11,7 +11,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No VM can be called so.
-    #[error("a VM can't be named {name:?}: {why}")]
+    #[error("VM name {name:?} {why}")]
     Name {
         /// What was asked for.
         name: String,
@@ -72,6 +72,7 @@ fn in_brackets(pid: Option<u32>) -> String {
 
 impl Error {
     /// An error about a file.
+    #[allow(clippy::needless_pass_by_value, reason = "errors are passed on as they come")]
     pub(crate) fn file(path: impl Into<PathBuf>, what: impl ToString) -> Self {
         Self::File { path: path.into(), what: what.to_string() }
     }

@@ -40,7 +40,7 @@ impl Loading {
         match made {
             Ok((memory, ram)) => Ok(Self { claim: Some(claim), existed, memory, map, ram }),
             Err(error) => {
-                give_up(claim, existed);
+                give_up(&claim, existed);
                 Err(error)
             }
         }
@@ -85,7 +85,7 @@ impl Loading {
 impl Drop for Loading {
     fn drop(&mut self) {
         if let Some(claim) = self.claim.take() {
-            give_up(claim, self.existed);
+            give_up(&claim, self.existed);
         }
     }
 }
@@ -101,7 +101,7 @@ fn prepare(claim: &Claim, map: &MemoryMap, options: &Options) -> Result<(GuestMe
 }
 
 /// Nothing half made stays. There is nobody to tell of errors: the first one is on its way.
-fn give_up(claim: Claim, existed: bool) {
+fn give_up(claim: &Claim, existed: bool) {
     if existed {
         let _ = claim.free_memory();
         let _ = claim.save(&State::created());

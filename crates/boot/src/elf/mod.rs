@@ -24,7 +24,7 @@ pub const ET_DYN: u16 = 3;
 /// A kernel has a handful of segments; more is a damaged or hostile file.
 const MAX_SEGMENTS: u16 = 256;
 /// Longest note segment that is looked at.
-const MAX_NOTES: u64 = 1 << 20;
+const MAX_NOTES: u64 = 1 << 16;
 
 /// A loadable segment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

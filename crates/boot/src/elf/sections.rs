@@ -18,10 +18,10 @@ pub const SHT_FINI_ARRAY: u32 = 15;
 pub const SHT_X86_64_UNWIND: u32 = 0x7000_0001;
 /// sh_flags: takes memory when the program runs.
 pub const SHF_ALLOC: u64 = 2;
-/// A module has some hundred sections.
-const MAX_SECTIONS: u16 = 8192;
-/// Longest string table that is looked at.
-const MAX_STRINGS: u64 = 64 << 20;
+/// A kernel has some hundred sections.
+const MAX_SECTIONS: u16 = 4096;
+/// Longest table of strings or symbols that is looked at.
+const MAX_TABLE: u64 = 32 << 20;
 /// Longest name that is looked at.
 const MAX_NAME: usize = 256;
 
@@ -84,7 +84,7 @@ impl Sections {
         let names_index = usize::from(names.unwrap_or(0));
         let names = match list.get(names_index) {
             Some(s) if names_index != 0 && s.kind == SHT_STRTAB => {
-                image.read_vec(s.offset, s.size, MAX_STRINGS)?
+                image.read_vec(s.offset, s.size, MAX_TABLE)?
             }
             _ => Vec::new(),
         };
@@ -109,14 +109,18 @@ impl Sections {
         (tables.next().is_none() && self.list.get(strings)?.kind == SHT_STRTAB).then_some((index, strings))
     }
 
-    /// A symbol by its number in a symbol table.
-    pub fn symbol(&self, image: &Image, table: &Section, number: u64) -> Result<Option<Symbol>> {
+    /// The bytes of the only symbol table; none if there is no such table.
+    pub fn symbols(&self, image: &Image) -> Result<Vec<u8>> {
+        match self.symbol_table().and_then(|(table, _)| self.list.get(table)) {
+            Some(table) => image.read_vec(table.offset, table.size, MAX_TABLE),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// A symbol by its number in the bytes of a table.
+    pub fn symbol(&self, symbols: &[u8], number: u32) -> Option<Symbol> {
         let len = if self.long { 24 } else { 16 };
-        let Some(at) = number.checked_mul(len).filter(|at| *at < table.size) else { return Ok(None) };
-        let mut bytes = [0; 24];
-        let bytes = bytes.get_mut(..len as usize).unwrap_or_default();
-        image.read(table.offset.saturating_add(at), bytes)?;
-        Ok(parse_symbol(bytes, self.long))
+        parse_symbol(symbols.get((number as usize).checked_mul(len)?..)?, self.long)
     }
 
     /// The symbols of these names; bounded by the size of the file.
@@ -130,8 +134,8 @@ impl Sections {
         let (Some(table), Some(strings)) = (self.list.get(table), self.list.get(strings)) else {
             return Ok(found);
         };
-        let strings = image.read_vec(strings.offset, strings.size, MAX_STRINGS)?;
-        let bytes = image.read_vec(table.offset, table.size, MAX_STRINGS)?;
+        let strings = image.read_vec(strings.offset, strings.size, MAX_TABLE)?;
+        let bytes = image.read_vec(table.offset, table.size, MAX_TABLE)?;
         for bytes in bytes.chunks_exact(if self.long { 24 } else { 16 }) {
             let Some(symbol) = parse_symbol(bytes, self.long) else { continue };
             let name = text_at(&strings, symbol.name);

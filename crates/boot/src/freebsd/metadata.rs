@@ -16,8 +16,8 @@ const MDT_VERSION: u32 = 3;
 const R_64: u32 = 1;
 const R_RELATIVE: u32 = 8;
 /// Most entries that are looked at: a kernel has some thousand.
-const MAX_ENTRIES: u64 = 1 << 16;
-/// Longest table of relocations that is looked at.
+const MAX_ENTRIES: u64 = 8192;
+/// Bytes of relocations that are looked at.
 const MAX_RELOCATIONS: u64 = 24 << 20;
 /// Longest name of a module (MAXMODNAME, sys/sys/module.h).
 const MAX_NAME: usize = 32;
@@ -74,7 +74,12 @@ pub fn read(image: &Image, sections: &Sections, pointers: &Pointers) -> Result<F
     if count > MAX_ENTRIES {
         return Err(image.error(format!("damaged: it says it has {count} modules")));
     }
-    let mut reader = Reader { image, sections, pointers, tables: HashMap::new() };
+    let symbols = match pointers {
+        Pointers::Linked(_) => Vec::new(),
+        Pointers::Relocated => sections.symbols(image)?,
+    };
+    let (tables, room) = (HashMap::new(), MAX_RELOCATIONS);
+    let mut reader = Reader { image, sections, pointers, symbols, tables, room };
     for n in 0..count {
         // An entry that leads nowhere says nothing; the kernel looks at it again.
         let Some(entry) = reader.pointer(set.addr.saturating_add(8 * n))? else { continue };
@@ -103,8 +108,11 @@ struct Reader<'a> {
     image: &'a Image,
     sections: &'a Sections,
     pointers: &'a Pointers<'a>,
+    symbols: Vec<u8>,
     /// Relocations of sections, by section: address and value.
     tables: HashMap<usize, HashMap<u64, u64>>,
+    /// How many bytes of relocations may still be read.
+    room: u64,
 }
 
 impl Reader<'_> {
@@ -162,13 +170,12 @@ impl Reader<'_> {
     }
 
     /// The 64-bit relocations of a section: which address gets which value.
-    fn relocations(&self, target: usize) -> Result<HashMap<u64, u64>> {
+    fn relocations(&mut self, target: usize) -> Result<HashMap<u64, u64>> {
         let mut values = HashMap::new();
         let Some(base) = self.sections.list.get(target).map(|s| s.addr) else { return Ok(values) };
-        let symbols = self.sections.symbol_table().and_then(|(table, _)| self.sections.list.get(table));
-        let Some(symbols) = symbols else { return Ok(values) };
         for table in self.sections.list.iter().filter(|s| s.kind == SHT_RELA && s.info as usize == target) {
-            let bytes = self.image.read_vec(table.offset, table.size, MAX_RELOCATIONS)?;
+            let bytes = self.image.read_vec(table.offset, table.size, self.room)?;
+            self.room -= table.size;
             for entry in bytes.chunks_exact(24) {
                 // r_offset, r_info (symbol and type), r_addend.
                 let (Some(offset), Some(kind), Some(number), Some(addend)) =
@@ -177,13 +184,10 @@ impl Reader<'_> {
                     continue;
                 };
                 let from = match kind {
-                    R_64 => {
-                        let symbol = self.sections.symbol(self.image, symbols, u64::from(number))?;
-                        symbol.and_then(|s| {
-                            let section = self.sections.list.get(usize::from(s.section))?;
-                            (section.addr != 0).then_some(section.addr.wrapping_add(s.value))
-                        })
-                    }
+                    R_64 => self.sections.symbol(&self.symbols, number).and_then(|s| {
+                        let section = self.sections.list.get(usize::from(s.section))?;
+                        (section.addr != 0).then_some(section.addr.wrapping_add(s.value))
+                    }),
                     R_RELATIVE => Some(base),
                     _ => None,
                 };

@@ -33,6 +33,25 @@ fn number(data: &[u8]) -> u64 {
     u64::from_le_bytes(bytes)
 }
 
+/// Registers, and tables that show the first GiB at KERNBASE and at 0.
+fn check_processor(m: &GuestMemory, entry: &Entry) {
+    assert_eq!(
+        (entry.mode, entry.rip, entry.rsp, entry.cr3),
+        (Mode::Long, KERNBASE + 0x20_1000, 0x1000, 0x2000)
+    );
+    for vaddr in [KERNBASE + 0x20_1000, 0x20_1000] {
+        let mut table = entry.cr3;
+        for shift in [39, 30] {
+            table = long(m, table + 8 * (vaddr >> shift & 0x1ff)) & !0xfff;
+        }
+        let leaf = long(m, table + 8 * (vaddr >> 21 & 0x1ff));
+        assert_eq!(leaf & 0xfff, 0x83);
+        assert_eq!(&at::<4>(m, (leaf & !0xfff) + (vaddr & 0x1f_ffff)), b"CODE");
+    }
+    assert_eq!(long(m, entry.gdt_base + u64::from(entry.code)) >> 40 & 0xf0ff, 0x2098);
+    assert_eq!(long(m, entry.gdt_base + u64::from(entry.data)) >> 40 & 0xff, 0x92);
+}
+
 #[test]
 fn the_kernel_finds_everything_where_the_layout_says() {
     let m = memory(64 << 20);
@@ -46,22 +65,7 @@ fn the_kernel_finds_everything_where_the_layout_says() {
         Request { memory: &m, howto: howto::SERIAL | howto::VERBOSE, environment: &environment, map: &MAP };
     let entry = preload.load(&request).unwrap();
 
-    // Registers, and tables that show the first GiB at KERNBASE and at 0.
-    assert_eq!(
-        (entry.mode, entry.rip, entry.rsp, entry.cr3),
-        (Mode::Long, KERNBASE + 0x20_1000, 0x1000, 0x2000)
-    );
-    for vaddr in [KERNBASE + 0x20_1000, 0x20_1000] {
-        let mut table = entry.cr3;
-        for shift in [39, 30] {
-            table = long(&m, table + 8 * (vaddr >> shift & 0x1ff)) & !0xfff;
-        }
-        let leaf = long(&m, table + 8 * (vaddr >> 21 & 0x1ff));
-        assert_eq!(leaf & 0xfff, 0x83);
-        assert_eq!(&at::<4>(&m, (leaf & !0xfff) + (vaddr & 0x1f_ffff)), b"CODE");
-    }
-    assert_eq!(long(&m, entry.gdt_base + u64::from(entry.code)) >> 40 & 0xf0ff, 0x2098);
-    assert_eq!(long(&m, entry.gdt_base + u64::from(entry.data)) >> 40 & 0xff, 0x92);
+    check_processor(&m, &entry);
 
     // The stack: return address, list of modules, end of what is used.
     let (modulep, kernend) = (u64::from(word(&m, 0x1004)), u64::from(word(&m, 0x1008)));

@@ -16,6 +16,7 @@ use std::time::Duration;
 pub use keys::{Decoder, Key};
 pub use line::{Candidate, Complete, Completion, Line, LineEditor, NoCompletion, secret};
 pub use pager::Pager;
+pub use restore::terminated;
 pub use terminal::Terminal;
 pub use width::{char_width, clip, text_width};
 

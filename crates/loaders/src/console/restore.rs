@@ -5,7 +5,9 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, Once, PoisonError};
+use std::time::Duration;
 
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use signal_hook::consts::signal::{SIGHUP, SIGQUIT, SIGTERM};
@@ -13,6 +15,13 @@ use signal_hook::consts::signal::{SIGHUP, SIGQUIT, SIGTERM};
 /// Terminals in raw mode, and how they were.
 static SAVED: Mutex<Vec<(u64, File, Termios)>> = Mutex::new(Vec::new());
 static WATCH: Once = Once::new();
+/// The signal that ends the process; 0 before it came.
+static TERMINATED: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
+/// How long whoever is at work gets to tidy up.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Signals that end a process.
+pub const FATAL: [i32; 3] = [SIGHUP, SIGQUIT, SIGTERM];
 
 /// Keeps a terminal raw as long as it lives.
 pub struct Raw(u64);
@@ -45,10 +54,21 @@ impl Drop for Raw {
     }
 }
 
-/// Starts to take the signals that end the process, to give the terminals back first.
+/// The signal that is about to end the process, if one has come.
+pub fn terminated() -> Option<u8> {
+    u8::try_from(TERMINATED.load(Ordering::SeqCst)).ok().filter(|signal| *signal > 0)
+}
+
+/// Starts to take the signals that end the process: the terminals are given back first, and who
+/// reads from one finds its end and has some time to tidy up.
 pub fn watch_signals() {
     WATCH.call_once(|| {
-        let Ok(mut signals) = signal_hook::iterator::Signals::new([SIGHUP, SIGQUIT, SIGTERM]) else {
+        for signal in FATAL {
+            // Set by the handler itself, before those who wait are woken.
+            let number = usize::try_from(signal).unwrap_or_default();
+            let _ = signal_hook::flag::register_usize(signal, TERMINATED.clone(), number);
+        }
+        let Ok(mut signals) = signal_hook::iterator::Signals::new(FATAL) else {
             return;
         };
         let watch = move || {
@@ -57,6 +77,7 @@ pub fn watch_signals() {
                     // Not after the output: a terminal whose reader is stuck would keep us here.
                     let _ = tcsetattr(terminal.as_fd(), OptionalActions::Now, before);
                 }
+                std::thread::sleep(GRACE);
                 let _ = signal_hook::low_level::emulate_default_handler(signal);
             }
         };

@@ -34,7 +34,7 @@ pub struct Terminal {
     returns: bool,
     decoder: Decoder,
     ended: bool,
-    /// Gets a byte for each SIGINT: that is a Ctrl-C which reached us another way.
+    /// Gets a byte for each signal. SIGINT is a Ctrl-C which reached us another way.
     interrupts: UnixStream,
     _raw: Option<Raw>,
 }
@@ -62,7 +62,9 @@ impl Terminal {
         restore::watch_signals();
         let (interrupts, wake) = UnixStream::pair()?;
         interrupts.set_nonblocking(true)?;
-        signal_hook::low_level::pipe::register(signal_hook::consts::SIGINT, wake)?;
+        for signal in restore::FATAL.into_iter().chain([signal_hook::consts::SIGINT]) {
+            signal_hook::low_level::pipe::register(signal, wake.try_clone()?)?;
+        }
         let is_terminal = isatty(&input) && isatty(&output);
         let raw = if is_terminal { Raw::new(&input)? } else { None };
         let returns = raw.is_some();
@@ -102,8 +104,17 @@ impl Terminal {
         true
     }
 
+    /// Whether there was a SIGINT. Other signals end the input.
     fn take_signal(&mut self) -> bool {
-        matches!(self.interrupts.read(&mut [0; 64]), Ok(1..))
+        if !matches!(self.interrupts.read(&mut [0; 64]), Ok(1..)) {
+            return false;
+        }
+        if restore::terminated().is_some() {
+            self.ended = true;
+            self.decoder = Decoder::default();
+            return false;
+        }
+        true
     }
 
     fn put(&mut self, mut bytes: &[u8]) {

@@ -90,6 +90,9 @@ pub fn screen(output: &str, (columns, rows): (usize, usize)) -> Vec<String> {
                 };
                 let numbers: Vec<usize> = parameters.split(';').map(|n| n.parse().unwrap_or(0)).collect();
                 let first = numbers[0];
+                while cells.len() <= row {
+                    cells.push(Vec::new());
+                }
                 match last {
                     'A' => row = row.saturating_sub(first.max(1)).max(top),
                     'B' => row += first.max(1),
@@ -113,6 +116,7 @@ pub fn screen(output: &str, (columns, rows): (usize, usize)) -> Vec<String> {
                     other => panic!("CSI {parameters}{other}"),
                 }
             }
+            c if super::char_width(c) == 0 => {}
             c => {
                 let width = super::char_width(c);
                 if column + width > columns {

@@ -287,12 +287,12 @@ fn ls(loader: &mut Loader, words: &[String]) -> Done {
         return Ok(());
     }
     loader.say(path);
+    let folder = loader.node(path)?;
     for name in loader.names(path)? {
         // What can't be looked at is listed all the same.
-        let line = match loader.node(path).and_then(|d| {
-            d.lookup(name.as_bytes()).map_err(|e| e.to_string())?.ok_or_else(|| "gone".to_owned())
-        }) {
-            Ok(node) => entry_line(&name, &node, long),
+        let line = match folder.lookup(name.as_bytes()) {
+            Ok(Some(node)) => entry_line(&name, &node, long),
+            Ok(None) => continue,
             Err(why) => format!(" ? {name}: {why}"),
         };
         if !loader.pager.write(loader.console, &format!("{line}\n")) {

@@ -222,4 +222,26 @@ mod tests {
         let names: Vec<_> = modules.0.iter().map(|(n, m)| (n.as_str(), m.load)).collect();
         assert_eq!(names, [("zfs", false), ("a", true)]);
     }
+
+    #[test]
+    fn any_text_ends() {
+        let pieces = [
+            "kernel", "=", "\"", "\\", "#", "$", "{", "}", " ", "\n", "_load", "exec", "é", "\0", "YES", ".",
+        ];
+        let mut seed = 7u64;
+        for _ in 0..20_000 {
+            let mut text = String::new();
+            for _ in 0..12 {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                text.push_str(pieces[(seed >> 40) as usize % pieces.len()]);
+            }
+            let env = crate::freebsd::environment::Environment::default();
+            for (_, setting) in parse(&text) {
+                if let Ok(Setting::Variable(_, value) | Setting::Exec(value)) = setting {
+                    let _ = crate::freebsd::words::expand(&value, &env);
+                    let _ = crate::freebsd::words::split(&value, &env);
+                }
+            }
+        }
+    }
 }

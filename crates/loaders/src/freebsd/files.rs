@@ -8,7 +8,7 @@ use super::loader::{Done, Loader};
 /// Where files are looked for if the user did not say.
 const MODULE_PATH: &str = "/boot/kernel;/boot/modules";
 /// Most files beside the kernel.
-const MAX_FILES: usize = 1024;
+const MAX_FILES: usize = 256;
 
 /// A file that was found.
 struct Found {

@@ -241,7 +241,8 @@ impl Loader<'_> {
         }
         let single = self.env.is_flag("boot_single");
         let enter = |here: bool| if here { " [Enter]" } else { "" };
-        let multi = line('b', Action::Multi, format!("[B]oot Multi user{}", enter(!single)));
+        let user = self.env.get("loader_menu_multi_user_prompt").unwrap_or("Multi user");
+        let multi = line('b', Action::Multi, format!("[B]oot {user}{}", enter(!single)));
         let alone = line('s', Action::Single, format!("Boot [S]ingle user{}", enter(single)));
         let (first, second) = if single { (alone, multi) } else { (multi, alone) };
         let consoles = (self.env.get("boot_serial").is_some(), self.env.get("boot_multicons").is_some());

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::{Error, FileSystem, Result, SourceRef, fs};
 
+mod array;
 mod cache;
 mod device_map;
 mod luks;

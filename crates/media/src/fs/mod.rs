@@ -14,6 +14,7 @@ pub mod iso9660;
 pub mod ntfs;
 mod runs;
 pub mod squashfs;
+mod support;
 pub mod tar;
 pub mod ufs;
 pub mod xfs;

@@ -210,7 +210,7 @@ pub fn mutations(source: &SourceRef, metadata: &[(u64, usize)], seed: u64) -> Da
     damaged
 }
 
-/// Opens and walks `rounds` damaged images. Fails if one takes longer than ten seconds; a panic is the test's.
+/// Opens and walks `rounds` damaged images, times `DAMAGE_ROUNDS` of the environment for a longer hunt. Fails if one takes longer than ten seconds; a panic is the test's.
 /// Returns how many images could still be opened.
 pub fn mutate_and_walk(
     open: impl Fn(&SourceRef) -> Result<Option<Arc<dyn FileSystem>>>,
@@ -224,8 +224,9 @@ pub fn mutate_and_walk(
     assert_eq!(walked.errors, 0, "the undamaged image must be readable");
     drop(sound);
     let metadata = recorder.seen();
+    let times = std::env::var("DAMAGE_ROUNDS").ok().and_then(|times| times.parse().ok()).unwrap_or(1);
     let mut opened = 0;
-    for seed in 0..rounds {
+    for seed in 0..rounds * times {
         let damaged: SourceRef = Arc::new(mutations(image, &metadata, seed));
         let start = Instant::now();
         if let Ok(Some(fs)) = open(&damaged) {

@@ -83,4 +83,6 @@ pub struct Summary {
     pub ram: Ram,
     /// `kvm` or `soft`.
     pub engine: String,
+    /// What bhyve calls capabilities, and whether each is on; others are not available.
+    pub capabilities: Vec<(String, bool)>,
 }

@@ -97,10 +97,10 @@ fn silent_clients_do_not_keep_others_waiting() {
     let rig = Rig::new();
     let mut half = rig.raw();
     half.write_all(b"bhyv\x01").unwrap();
-    let _silent: Vec<_> = (0..10).map(|_| rig.raw()).collect();
+    let silent: Vec<_> = (0..10).map(|_| rig.raw()).collect();
     assert_eq!(rig.client().ask(&Request::Time).unwrap(), Response::Time(42));
     let crowd: Vec<_> = (0..40).map(|_| rig.raw()).collect();
-    drop((half, crowd, _silent));
+    drop((half, crowd, silent));
     let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
     while rig.client().ask(&Request::Time).is_err() {
         assert!(std::time::Instant::now() < end, "those who left still count");

@@ -287,29 +287,10 @@ impl Log {
     }
 }
 
-/// CRC-32C (Castagnoli), without inversions.
-fn crc32c(mut crc: u32, bytes: &[u8]) -> u32 {
-    for byte in bytes {
-        crc = TABLE[usize::from(crc as u8 ^ byte)] ^ crc >> 8;
-    }
-    crc
+/// CRC-32C as the kernel computes it, without inversions.
+fn crc32c(seed: u32, bytes: &[u8]) -> u32 {
+    !crc32c::crc32c_append(!seed, bytes)
 }
-
-const TABLE: [u32; 256] = {
-    let mut table = [0; 256];
-    let mut index = 0;
-    while index < 256 {
-        let mut crc = index as u32;
-        let mut bit = 0;
-        while bit < 8 {
-            crc = if crc & 1 != 0 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
-            bit += 1;
-        }
-        table[index] = crc;
-        index += 1;
-    }
-    table
-};
 
 #[cfg(test)]
 mod tests {

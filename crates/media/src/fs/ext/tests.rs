@@ -142,7 +142,7 @@ fn what_the_kernel_writes_is_read() {
 }
 
 /// Copies the image while it is mounted and its journal is full, then compares with what the kernel makes of the copy.
-fn dirty(options: &[&str], mount: &str) {
+fn dirty(options: &[&str], mount: &str, rounds: usize) {
     if !have("mke2fs") || !is_root() {
         eprintln!("skipped: only root can mount");
         return;
@@ -155,6 +155,14 @@ fn dirty(options: &[&str], mount: &str) {
     let tree = Tree { kernel: 200 << 10, ..Tree::QUICK };
     tree.write(mounted.path()).unwrap();
     run("sync", &["-f", mounted.path().to_str().unwrap()]).unwrap();
+    // The journal goes around its end.
+    for _ in 0..rounds {
+        let again = mounted.path().join("again");
+        std::fs::create_dir(&again).unwrap();
+        tree.write(&again).unwrap();
+        run("sync", &["-f", mounted.path().to_str().unwrap()]).unwrap();
+        std::fs::remove_dir_all(&again).unwrap();
+    }
     // Blocks of directories become blocks of files: revoked.
     std::fs::remove_dir_all(mounted.path().join("tree")).unwrap();
     std::fs::remove_dir_all(mounted.path().join("many")).unwrap();
@@ -182,17 +190,17 @@ fn dirty(options: &[&str], mount: &str) {
 
 #[test]
 fn a_journal_is_applied() {
-    dirty(&["-t", "ext4", "-b", "1024"], "commit=100");
+    dirty(&["-t", "ext4", "-b", "1024"], "commit=100", 8);
 }
 
 #[test]
 fn a_journal_without_checksums_is_applied() {
-    dirty(&["-t", "ext3", "-b", "4096"], "commit=100");
+    dirty(&["-t", "ext3", "-b", "4096"], "commit=100", 8);
 }
 
 #[test]
 fn a_journal_of_data_is_applied() {
-    dirty(&["-t", "ext4", "-b", "4096", "-O", "^64bit"], "commit=100,data=journal");
+    dirty(&["-t", "ext4", "-b", "4096", "-O", "^64bit"], "commit=100,data=journal", 3);
 }
 
 #[test]
@@ -278,6 +286,37 @@ fn names_are_found_whatever_their_case_where_the_directory_says_so() {
     assert!(resolve(&*fs, "/folded/gRÜSSE".as_bytes()).is_err());
     assert!(resolve(&*fs, "/folded/gRÜßE".as_bytes()).is_ok());
     assert!(resolve(&*fs, b"/exact").is_err());
+}
+
+#[test]
+fn what_is_encrypted_is_refused_by_name() {
+    if !have("mke2fs") || !have("debugfs") {
+        return;
+    }
+    let scratch = Scratch::new("ext-encrypted");
+    let tree = scratch.join("tree");
+    std::fs::create_dir(&tree).unwrap();
+    Tree { files: 150, ..Tree::QUICK }.write(&tree).unwrap();
+    let image = make(&scratch, &tree, "32M", &["-t", "ext4", "-O", "encrypt"]);
+    for file in ["boot", "sizes/s1", "links/target400"] {
+        // EXTENTS and ENCRYPT
+        run(
+            "debugfs",
+            &["-w", "-R", &format!("set_inode_field /{file} flags 0x80800"), image.to_str().unwrap()],
+        )
+        .unwrap();
+    }
+    let fs = open_image(&image);
+    let node = |path: &str| fs.root().unwrap().lookup(path.as_bytes()).unwrap().unwrap();
+    let directory = node("boot");
+    let refused = |error: Option<Error>, what: &str| {
+        assert_eq!(error.unwrap().to_string(), format!("ext2: an encrypted {what} is not supported"));
+    };
+    refused(directory.entries(&mut |_| ControlFlow::Continue(())).err(), "directory");
+    refused(directory.lookup(b"vmlinuz").err(), "directory");
+    refused(resolve(&*fs, b"/sizes/s1").unwrap().read_at(0, &mut [0]).err(), "file");
+    refused(node("links").lookup(b"target400").unwrap().unwrap().link().err(), "symbolic link");
+    assert!(resolve(&*fs, b"/sizes/s31").unwrap().read_at(0, &mut [0; 31]).is_ok());
 }
 
 #[test]

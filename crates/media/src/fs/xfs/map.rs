@@ -168,7 +168,7 @@ mod tests {
         put(1024 + 40, &record(50, 20, 5, true));
         put(1536 + 24, &record(100, 20, 3, false));
         put(1536 + 40, &record(1 << 40, 30, 3, false));
-        let volume = Volume { source: Arc::new(Bytes(image)), sb };
+        let volume = Volume { source: Arc::new(Bytes(image)), sb, overlay: None };
         let mut root = vec![0u8; 156];
         root[1] = 2;
         root[3] = 1;

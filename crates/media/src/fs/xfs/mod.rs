@@ -1,11 +1,14 @@
 //! XFS, versions 4 and 5.
 //!
 //! Layout: the kernel's `fs/xfs/libxfs/xfs_format.h` and the "XFS Algorithms & Data Structures" documentation. All
-//! numbers are big-endian. Metadata is read as it is in place, as GRUB reads it: what is only in the log isn't seen.
+//! numbers are big-endian. If the file system was not unmounted, its log is applied in memory. A log that makes no sense
+//! is left alone, and metadata is read as it is in place, as GRUB reads it.
 
 mod directory;
 mod inode;
+mod log;
 mod map;
+mod replay;
 mod superblock;
 #[cfg(test)]
 mod tests;
@@ -28,7 +31,13 @@ pub fn open(source: &SourceRef, _: &[SourceRef]) -> Result<Option<Arc<dyn FileSy
         return Ok(None);
     }
     let Some(sb) = Superblock::parse(&bytes)? else { return Ok(None) };
-    let volume = Arc::new(Volume { source: source.clone(), sb });
+    let mut volume = Volume { source: source.clone(), sb, overlay: None };
+    if let Ok(transactions) = log::transactions(&volume)
+        && !transactions.is_empty()
+    {
+        volume.overlay = replay::replay(&volume, &transactions).ok();
+    }
+    let volume = Arc::new(volume);
     if volume.inode(volume.sb.root)?.kind != Kind::Directory {
         return Err(Error::corrupt(KIND, "the root is not a directory"));
     }
@@ -39,12 +48,16 @@ pub fn open(source: &SourceRef, _: &[SourceRef]) -> Result<Option<Arc<dyn FileSy
 struct Volume {
     source: SourceRef,
     sb: Superblock,
+    overlay: Option<replay::Overlay>,
 }
 
 impl Volume {
-    /// Bytes at an offset.
+    /// Bytes at an offset, with what the log has instead of them.
     fn read(&self, offset: u64, to: &mut [u8]) -> Result<()> {
-        self.source.read_at(offset, to)
+        match &self.overlay {
+            Some(overlay) => overlay.read(&self.source, offset, to),
+            None => self.source.read_at(offset, to),
+        }
     }
 }
 

@@ -16,6 +16,8 @@ const MORE: u16 = 0x8000;
 const FTYPE2: u32 = 0x200;
 /// `sb_features_incompat`, version 5: the same.
 const FTYPE: u32 = 1;
+/// `sb_features_incompat`: the UUID was changed, but not the one in metadata.
+const META_UUID: u32 = 4;
 /// `sb_features_incompat`: files are on a zoned realtime device.
 const ZONED: u32 = 0x200;
 /// What a reader may meet: FTYPE, SPINODES, META_UUID, BIGTIME, NEEDSREPAIR, NREXT64, EXCHRANGE, PARENT, METADIR.
@@ -28,6 +30,8 @@ pub struct Superblock {
     pub block_size: u64,
     pub blocks: u64,
     pub uuid: [u8; 16],
+    /// The one that is in metadata.
+    pub metadata_uuid: [u8; 16],
     pub label: Vec<u8>,
     pub root: u64,
     pub inode_size: usize,
@@ -73,6 +77,7 @@ impl Superblock {
             block_size,
             blocks: u64_at(8),
             uuid: bytes.array(32).unwrap_or_default(),
+            metadata_uuid: bytes.array(if incompat & META_UUID != 0 { 248 } else { 32 }).unwrap_or_default(),
             label: bytes
                 .get(108..120)
                 .unwrap_or_default()
@@ -137,6 +142,14 @@ impl Superblock {
             .ok_or_else(|| Error::corrupt(KIND, format!("block {block:#x} does not exist")))
     }
 
+    /// The byte at which `count` blocks from `block` of a group start.
+    pub fn group_block(&self, group: u64, block: u64, count: u64) -> Result<u64> {
+        if block >> self.ag_log != 0 || group >= self.ags {
+            return Err(Error::corrupt(KIND, format!("block {block:#x} of group {group} does not exist")));
+        }
+        self.block(group << self.ag_log | block, count)
+    }
+
     /// The byte at which inode `number` starts.
     pub fn inode(&self, number: u64) -> Result<u64> {
         let bad = |_| Error::corrupt(KIND, format!("inode {number:#x} does not exist"));
@@ -157,6 +170,7 @@ mod tests {
             block_size: 4096,
             blocks: 3900,
             uuid: [0; 16],
+            metadata_uuid: [0; 16],
             label: Vec::new(),
             root: 64,
             inode_size: 512,

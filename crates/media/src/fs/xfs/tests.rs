@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -264,4 +265,87 @@ fn an_external_log_is_refused() {
     let image = make(&scratch, "320M", &["-l", &format!("logdev={}", log.to_str().unwrap())]);
     let source: SourceRef = Arc::new(FileSource::open(&image).unwrap());
     assert_eq!(open(&source, &[]).err().unwrap().to_string(), "xfs: an external log is not supported");
+}
+
+/// Images whose log was not applied, as after a power failure; the kernel applies it to a copy.
+#[test]
+fn a_log_is_applied() {
+    if !have("mkfs.xfs") || !have("xfs_io") {
+        return;
+    }
+    let scratch = Scratch::new("xfs-dirty");
+    let kinds: &[&[&str]] = &[
+        &["-m", "rmapbt=1", "-i", "nrext64=1"],
+        &["-b", "size=1024", "-n", "size=8192", "-m", "bigtime=0,reflink=0", "-l", "su=32k,size=2m"],
+        &["-m", "crc=0"],
+    ];
+    for options in kinds {
+        let image = make(&scratch, "320M", options);
+        let Some(mounted) = Mounted::new(&image, "xfs", "logbsize=256k") else { continue };
+        let at = |name: &str| mounted.path().join(name);
+        let sync = || run("sync", &["-f", mounted.path().to_str().unwrap()]).unwrap();
+        Tree { kernel: 200 << 10, ..Tree::QUICK }.write(mounted.path()).unwrap();
+        sync();
+        // In place now: freezing writes everything.
+        run("fsfreeze", &["-f", mounted.path().to_str().unwrap()]).unwrap();
+        run("fsfreeze", &["-u", mounted.path().to_str().unwrap()]).unwrap();
+        // Blocks of directories are freed and used again, new inodes are made, files get trees of extents.
+        std::fs::remove_dir_all(at("tree")).unwrap();
+        std::fs::remove_dir_all(at("many")).unwrap();
+        std::fs::rename(at("boot"), at("moved")).unwrap();
+        sync();
+        // A small log goes around its end.
+        for round in 0..if options.len() > 4 { 60 } else { 0 } {
+            for entry in
+                std::fs::read_dir(at("names")).unwrap().chain(std::fs::read_dir(at("sizes")).unwrap())
+            {
+                let permissions = std::fs::Permissions::from_mode(0o600 | round % 8);
+                std::fs::set_permissions(entry.unwrap().path(), permissions).unwrap();
+            }
+            std::fs::write(at("names/round"), vec![0; 5000 * round as usize]).unwrap();
+            sync();
+        }
+        let tree = Tree { kernel: 2 << 20, files: 600, ..Tree::QUICK };
+        std::fs::create_dir(at("again")).unwrap();
+        tree.write(&at("again")).unwrap();
+        sync();
+        run("xfs_io", &["-x", "-c", "shutdown -f", mounted.path().to_str().unwrap()]).unwrap();
+        drop(mounted);
+        let copy = scratch.join("copy");
+        run("cp", &["--sparse=always", image.to_str().unwrap(), copy.to_str().unwrap()]).unwrap();
+        let Some(mounted) = Mounted::new(&copy, "xfs", "") else { continue };
+        let fs = open_image(&image);
+        let counts =
+            compare(&*fs, "/", mounted.path()).unwrap_or_else(|error| panic!("{options:?}: {error}"));
+        assert!(counts.files > 600, "{options:?}: {counts:?}");
+        // Without the log there is less to see.
+        let source: SourceRef = Arc::new(FileSource::open(&image).unwrap());
+        let mut bytes = [0; 512];
+        source.read_at(0, &mut bytes).unwrap();
+        let volume = Volume { source, sb: Superblock::parse(&bytes).unwrap().unwrap(), overlay: None };
+        let transactions = log::transactions(&volume).unwrap();
+        let cycle = transactions.last().expect("the log is empty").lsn >> 32;
+        assert_eq!(cycle > 1, options.len() > 4, "{options:?}: cycle {cycle}");
+        let in_place = Xfs { volume: Arc::new(volume) };
+        assert!(compare(&in_place, "/", mounted.path()).is_err());
+        damage_the_log(&image, &in_place.volume);
+    }
+}
+
+/// Damages an image whose log is applied, after removing checksums from the log, which would hide the damage.
+fn damage_the_log(image: &Path, volume: &Volume) {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::OpenOptions::new().write(true).open(image).unwrap();
+    let start = volume.sb.block(volume.sb.log.0, volume.sb.log.1).unwrap();
+    for sector in 0..8192 {
+        let at = start + sector * 512;
+        let mut magic = [0; 4];
+        volume.read(at, &mut magic).unwrap();
+        if magic == [0xfe, 0xed, 0xba, 0xbe] {
+            file.write_all_at(&[0; 4], at + 32).unwrap();
+        }
+    }
+    let source: SourceRef = Arc::new(FileSource::open(image).unwrap());
+    let opened = mutate_and_walk(|source| open(source, &[]), &source, 40);
+    assert!(opened > 10, "only {opened} images could be opened");
 }

@@ -1,0 +1,4 @@
+//! Configurations as the distributions' tools write them.
+
+#[test]
+fn placeholder() {}
