@@ -28,6 +28,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("mkfs.xfs", "xfsprogs"),
     ("genisoimage", "genisoimage"),
     ("makefs", "makefs"),
+    ("sfdisk", "fdisk"),
     ("mkfs.fat", "dosfstools"),
     ("mcopy", "mtools"),
     ("mkfs.exfat", "exfatprogs"),

@@ -132,7 +132,10 @@ pub fn run(machine: Machine, identity: &Identity, restore_terminal: fn()) -> Res
         let _ = writeln!(std::io::stderr(), "bhyve: {text}");
     }
     let status = exit_status(event);
-    running.end(status, states, machine.destroy && event == PowerEvent::PowerOff)?;
+    // The guest's end is what scripts look at, whatever becomes of the files.
+    if let Err(error) = running.end(status, states, machine.destroy && event == PowerEvent::PowerOff) {
+        let _ = writeln!(std::io::stderr(), "bhyve: warning: {error}");
+    }
     server?;
     Ok(status)
 }

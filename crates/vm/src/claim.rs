@@ -12,6 +12,10 @@ use rustix::io::Errno;
 use crate::directory::open_own;
 use crate::{Directory, Error, Name, Phase, Ram, Result, State, ram};
 
+/// [`Directory::is_held`] has the lock for a moment; who wants it looks so often, and waits between.
+const GLANCES: u32 = 5;
+const GLANCE: std::time::Duration = std::time::Duration::from_millis(2);
+
 /// The right to change a VM: one process has it, for as long as it loads, runs or changes the VM.
 /// The kernel takes it back however that process ends.
 #[derive(Debug)]
@@ -27,12 +31,18 @@ impl Claim {
     pub fn new(directory: &Directory, name: &Name) -> Result<Self> {
         let file = format!("{name}.lock");
         let path = directory.io_path().join(&file);
+        let mut glances = 0;
         // Whoever destroys a VM removes its lock: then what was locked here is no longer it.
         for _ in 0..100 {
             let flags = OFlags::RDWR | OFlags::CREATE;
             let fd = open_own(directory.io(), Path::new(&file), &path, flags)?;
             match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
+                Err(Errno::WOULDBLOCK) if glances < GLANCES => {
+                    glances += 1;
+                    std::thread::sleep(GLANCE);
+                    continue;
+                }
                 Err(Errno::WOULDBLOCK) => return Err(busy(directory, name, fd)),
                 Err(error) => return Err(Error::file(&path, std::io::Error::from(error))),
             }

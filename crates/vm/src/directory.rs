@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
@@ -111,6 +111,21 @@ impl Directory {
             Ok(stat) => Ok(FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile),
             Err(Errno::NOENT) => Ok(false),
             Err(error) => Err(Error::file(self.path().join(name.as_str()), error)),
+        }
+    }
+
+    /// Whether a process has the VM now.
+    pub fn is_held(&self, name: &Name) -> Result<bool> {
+        let path = self.io_path().join(format!("{name}.lock"));
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::open(&path, flags, Mode::empty()) {
+            Ok(fd) => match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared) {
+                Ok(()) => Ok(false),
+                Err(Errno::WOULDBLOCK) => Ok(true),
+                Err(error) => Err(Error::file(&path, std::io::Error::from(error))),
+            },
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(Error::file(&path, std::io::Error::from(error))),
         }
     }
 

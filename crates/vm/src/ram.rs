@@ -104,3 +104,41 @@ pub fn remove(directory: &Directory, name: &Name) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::Scratch;
+
+    #[test]
+    fn memory_that_has_no_room_anywhere_is_refused() {
+        let scratch = Scratch::new();
+        let (directory, name) = (scratch.directory(), Name::new("guest").unwrap());
+        let error = create(&directory, &name, 1 << 60, false).unwrap_err().to_string();
+        let beside = directory.io_path().display().to_string();
+        assert!(error.starts_with("no room for 1099511627776 MiB of guest memory: "), "{error}");
+        assert!(error.contains(&beside), "{error}");
+        assert_eq!(std::fs::read_dir(directory.io_path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn wired_memory_is_allocated_at_once() {
+        use std::os::unix::fs::MetadataExt;
+        let scratch = Scratch::new();
+        let (directory, name) = (scratch.directory(), Name::new("guest").unwrap());
+        let (_, path) = create(&directory, &name, 8 << 20, true).unwrap();
+        assert_eq!(path.metadata().unwrap().blocks() * 512, 8 << 20);
+        remove(&directory, &name).unwrap();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn folders_with_vms_of_one_name_do_not_share_memory() {
+        let (one, other) = (Scratch::new(), Scratch::new());
+        let name = Name::new("guest").unwrap();
+        assert_ne!(
+            shared_name(&one.directory(), &name).unwrap(),
+            shared_name(&other.directory(), &name).unwrap()
+        );
+    }
+}

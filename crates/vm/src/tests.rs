@@ -142,9 +142,11 @@ fn one_process_has_a_vm() {
     let scratch = Scratch::new();
     let directory = scratch.directory();
     let loading = load(&directory, "guest");
+    assert!(directory.is_held(&name("guest")).unwrap() && !directory.is_held(&name("other")).unwrap());
     let error = Claim::new(&directory, &name("guest")).unwrap_err().to_string();
     assert_eq!(error, format!("VM guest is being loaded (pid {})", std::process::id()));
     loading.finish(&entry(), "test").unwrap();
+    assert!(!directory.is_held(&name("guest")).unwrap());
     let claim = Claim::new(&directory, &name("guest")).unwrap();
     let running = State { phase: Phase::Running, ..claim.state().unwrap() };
     claim.save(&running).unwrap();

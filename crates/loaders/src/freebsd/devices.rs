@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use media::disks::Disks;
+use media::fs::host::HostFs;
 use media::{FileSource, FileSystem, Kind, Node, NodeRef, resolve};
 
 /// Most disks, as bhyveload.
@@ -50,7 +51,14 @@ impl Devices {
         Ok(())
     }
 
-    /// Shows a folder of the host.
+    /// Shows a folder of the host, and nothing outside of it.
+    pub fn add_folder(&mut self, path: &Path) -> Result<(), String> {
+        let folder = HostFs::open(path).map_err(|e| reason(&e.to_string()))?;
+        self.set_host(Arc::new(folder));
+        Ok(())
+    }
+
+    /// Shows a file system as the host's.
     pub fn set_host(&mut self, fs: Arc<dyn FileSystem>) {
         self.list.push(Device { name: HOST.into(), disk: None, fs: Ok(fs), size: 0 });
     }

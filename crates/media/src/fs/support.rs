@@ -308,7 +308,11 @@ pub(super) mod judge {
 
     /// The file system in an image, which must be this reader's.
     pub(crate) fn mount(image: &Path, open: Open) -> Arc<dyn FileSystem> {
-        open(&source(image), &[]).unwrap().expect("the image is of this kind")
+        let source = source(image);
+        let fs = open(&source, &[]).unwrap().expect("the image is of this kind");
+        // No other reader takes it for its own.
+        assert_eq!(crate::fs::probe(&source, &[]).unwrap().kind(), fs.kind());
+        fs
     }
 
     /// Whether all of a tree is there: at least so many files.

@@ -8,11 +8,9 @@ use rustix::process::{Signal, pidfd_send_signal};
 use vm::control::{Client, Request, Response, Summary};
 use vm::{Claim, Directory, Name, Phase, Ram, State, Topology};
 
-/// How long a VM may take to end before its process is killed.
+/// How long a VM may take to end before its process is killed; how long a process that has just begun
+/// to run a VM may take to open its socket, and one that ends to write down that it did.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a process that has just begun to run a VM may take to open its socket, and one that ends
-/// to write down that it did.
-const CHANGE: Duration = Duration::from_millis(500);
 const GLANCE: Duration = Duration::from_millis(10);
 
 /// A VM.
@@ -30,13 +28,19 @@ type Result<T> = std::result::Result<T, String>;
 impl Target {
     /// Finds the VM.
     pub fn open(directory: &Directory, name: &Name) -> Result<Self> {
-        let end = Instant::now() + CHANGE;
+        let end = Instant::now() + PATIENCE;
         loop {
+            let held = directory.is_held(name).map_err(|e| e.to_string())?;
+            // After the lock: who lets go of a VM has written down why.
             let state = directory.state(name).map_err(|e| e.to_string())?;
             let running = connect(directory, name, &state)?;
-            let settled = running.is_some() || state.phase != Phase::Running;
-            if settled || Instant::now() > end {
+            // Looked at again: one may have begun to run it meanwhile.
+            let held = held || directory.is_held(name).map_err(|e| e.to_string())?;
+            if running.is_some() || state.phase != Phase::Running || !held {
                 return Ok(Self { directory: directory.clone(), name: name.clone(), state, running });
+            }
+            if Instant::now() > end {
+                return Err(format!("VM {name} runs but can't be spoken to"));
             }
             std::thread::sleep(GLANCE);
         }

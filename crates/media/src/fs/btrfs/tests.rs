@@ -367,6 +367,36 @@ fn a_device_that_missed_writes_is_not_believed() {
 }
 
 #[test]
+fn a_seed_and_files_without_checksums() {
+    let Some(mut rig) = Rig::new("seed", 2, &[]) else { return };
+    // Two file systems were not meant: the first alone is made again, as a seed.
+    run("mkfs.btrfs", &["-q", "-f", &rig.loops[0]]).unwrap();
+    let second = rig.loops.pop().unwrap();
+    if !have("btrfstune") || !rig.mount("nodatasum") {
+        return;
+    }
+    fs::write(rig.mount_point().join("seed"), vec![3; 200_000]).unwrap();
+    rig.unmount();
+    run("btrfstune", &["-S", "1", text(&rig.files[0])]).unwrap();
+    let mounted = rig.mount("ro");
+    rig.loops.push(second);
+    assert!(mounted);
+    let folder = rig.mount_point();
+    run("btrfs", &["device", "add", "-f", &rig.loops[1], text(&folder)]).unwrap();
+    run("mount", &["-o", "remount,rw", text(&folder)]).unwrap();
+    fs::write(folder.join("sprout"), vec![4; 300_000]).unwrap();
+    rig.unmount();
+    rig.loops.reverse();
+    assert!(rig.mount("ro"));
+    let mut sources = rig.sources();
+    // From the seed alone there is the old tree.
+    let seed = open(&sources[0], &[]).unwrap().unwrap();
+    assert!(resolve(&*seed, b"/seed").is_ok() && resolve(&*seed, b"/sprout").is_err());
+    sources.reverse();
+    assert_eq!(same(&sources, &rig.mount_point()).unwrap().bytes, 500_000);
+}
+
+#[test]
 fn damage() {
     if !have("mkfs.btrfs") {
         return;

@@ -85,9 +85,15 @@ fn parse(source: &SourceRef, boot: &[u8]) -> Option<Volume> {
         Width::Bits32 | Width::Ex => 32,
     };
     let clusters = clusters.min((table * sector * 8 / bits).saturating_sub(2));
+    // Page 9: FAT32 may use one of its tables alone.
+    let flags = if width == Width::Bits32 { u64::from(boot.u16_at(40)?) } else { 0 };
+    let active = if flags & 0x80 == 0 { 0 } else { flags & 0xf };
+    if active >= tables {
+        return None;
+    }
     let layout = Layout {
         width,
-        table_start: reserved * sector,
+        table_start: (reserved + active * table) * sector,
         start: heap_start * sector,
         cluster: per_cluster * sector,
         clusters: u32::try_from(clusters).ok()?,

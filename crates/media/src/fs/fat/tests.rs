@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use super::open;
 use crate::fs::support::judge::{at, grub_reads, grub_says, mount, same, survives};
 use crate::testing::{Random, Scratch, Tree, cached, have, run};
-use crate::{Error, resolve};
+use crate::{Error, Fields, read_all, resolve};
 
 /// What FAT can hold.
 const FULL: Tree = Tree {
@@ -137,6 +137,27 @@ fn other_disks_are_not_fat() {
         fs::write(&image, Random::new(seed).bytes(64 << 10)).unwrap();
         assert!(open(&crate::fs::support::judge::source(&image), &[]).unwrap().is_none());
     }
+}
+
+#[test]
+fn one_table_may_be_in_use() {
+    let scratch = Scratch::new("fat-active");
+    let folder = scratch.join("tree");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("file"), Random::new(8).bytes(9000)).unwrap();
+    let Some(image) = fill(&scratch, &folder, "64M", &["-F", "32", "-s", "1"]) else { return };
+    let mut bytes = fs::read(&image).unwrap();
+    let (reserved, table) = (usize::from(bytes[14]), bytes.u32_at(36).unwrap() as usize);
+    // The first table is lost, and the boot sector says that the second one counts.
+    bytes[reserved * 512..(reserved + table) * 512].fill(0);
+    fs::write(&image, &bytes).unwrap();
+    assert!(read_all(&*at(&*mount(&image, open), "/file"), 9000).is_err());
+    bytes[40] = 0x81;
+    fs::write(&image, &bytes).unwrap();
+    same(&image, open, &folder, 1);
+    bytes[40] = 0x82;
+    fs::write(&image, &bytes).unwrap();
+    assert!(open(&crate::fs::support::judge::source(&image), &[]).unwrap().is_none());
 }
 
 #[test]

@@ -1,10 +1,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::{Emulation, boot_images, open};
+use super::{Emulation, SECTOR, boot_images, open};
 use crate::fs::support::judge::{at, grub_reads, grub_says, mount, same, source, survives};
 use crate::testing::{Random, Scratch, Tree, compare, have, run};
-use crate::{Kind, read_all, resolve};
+use crate::{Fields, Kind, SourceRef, Window, read_all, resolve};
 
 /// What a CD can hold: files with holes take their whole size on it.
 const FULL: Tree = Tree { sparse: 2 << 20, ..Tree::FULL };
@@ -159,6 +160,24 @@ fn boot_images_are_listed() {
     let fs = mount(&image, open);
     assert_eq!(compare(&*fs, "/boot", &folder.join("boot")).unwrap().files, 2);
     assert_eq!(at(&*fs, "/boot.catalog").metadata().unwrap().size, 2048);
+}
+
+/// The same tree on the whole disk and in its first partition.
+#[test]
+fn hybrid_discs_are_discs_and_partitions() {
+    if !have("xorriso") {
+        return;
+    }
+    let (_scratch, folder, image) = prepare("iso-hybrid", QUICK);
+    make("xorriso", &["-partition_offset", "16", "-partition_cyl_align", "off"], &image, &folder);
+    let disk = source(&image);
+    let sector = disk.read_vec(0, 512).unwrap();
+    let start = u64::from(sector.u32_at(446 + 8).unwrap()) * 512;
+    assert_eq!((sector.u16_at(510), start), (Some(0xaa55), 16 * SECTOR));
+    same(&image, open, &folder, 300);
+    let partition: SourceRef = Arc::new(Window::new(disk.clone(), start, disk.size() - start).unwrap());
+    let fs = open(&partition, &[]).unwrap().unwrap();
+    assert_eq!(compare(&*fs, "/", &folder).unwrap().files, 300);
 }
 
 #[test]

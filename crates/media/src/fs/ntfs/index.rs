@@ -10,7 +10,9 @@ use crate::{Error, Fields, Kind, Result};
 /// `$I30`, the index of names.
 const NAME: &[u8] = b"$\0I\x003\x000\0";
 /// Largest directory.
-const MAX_DIRECTORY: u64 = 1 << 30;
+const MAX_DIRECTORY: u64 = 256 << 20;
+/// Largest bitmap of a directory's blocks.
+const MAX_BITMAP: u64 = 1 << 20;
 /// Marks places that are not in the root of the index.
 const IN_BLOCKS: u32 = 1 << 31;
 /// Where a node's header is in a root and in a block.
@@ -144,7 +146,7 @@ pub(super) fn each(
     }
     let bitmap = Stream::find(volume, record, attribute::BITMAP, NAME)?;
     let bitmap = match bitmap {
-        Some(bitmap) => bitmap.all(volume, MAX_DIRECTORY / 512 / 8)?,
+        Some(bitmap) => bitmap.all(volume, MAX_BITMAP)?,
         None => return Err(Error::corrupt(KIND, format!("directory {}: no bitmap", record.number))),
     };
     let mut bytes = Vec::new();

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use super::open;
 use crate::fs::support::judge::{Fuse, at, grub_reads, grub_says, mount, same, survives};
 use crate::testing::{Random, Scratch, Tree, cached, have, run};
-use crate::{Error, Kind, read_all};
+use crate::{Error, Fields, Kind, read_all};
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -167,6 +167,34 @@ fn links_and_short_names() {
     fs.root().unwrap().entries(visit).unwrap();
     names.sort();
     assert_eq!(names, ["A long name.text", "Case", "cASE", "fifo", "link"]);
+}
+
+#[test]
+fn encrypted_files_are_refused() {
+    if !have("mkntfs") || !have("ntfscp") {
+        return;
+    }
+    let scratch = Scratch::new("ntfs-encrypted");
+    let (image, file) = (scratch.join("image"), scratch.join("file"));
+    format(&image, "16M", &[]);
+    fs::write(&file, Random::new(9).bytes(9000)).unwrap();
+    run("ntfscp", &["-q", text(&image), text(&file), "/secret"]).unwrap();
+    assert_eq!(read_all(&*at(&*mount(&image, open), "/secret"), 9000).unwrap(), fs::read(&file).unwrap());
+    // The record of the file is the one with its name; its content gets the flag.
+    let mut bytes = fs::read(&image).unwrap();
+    let name: Vec<u8> = "secret".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let named = |record: &[u8]| record.starts_with(b"FILE") && record.windows(12).any(|part| part == name);
+    let record = bytes.chunks(1024).position(named).unwrap() * 1024;
+    let mut at_attribute = record + usize::from(bytes.u16_at(record + 20).unwrap());
+    while bytes.u32_at(at_attribute) != Some(0x80) {
+        at_attribute += bytes.u32_at(at_attribute + 4).unwrap() as usize;
+    }
+    bytes[at_attribute + 13] |= 0x40;
+    fs::write(&image, bytes).unwrap();
+    let secret = at(&*mount(&image, open), "/secret");
+    assert_eq!(secret.metadata().unwrap().size, 9000);
+    let error = secret.read_at(0, &mut [0]).unwrap_err();
+    assert_eq!(error.to_string(), "ntfs: an encrypted file is not supported");
 }
 
 #[test]

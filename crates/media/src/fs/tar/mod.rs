@@ -37,8 +37,7 @@ pub fn open(source: &SourceRef, _: &[SourceRef]) -> Result<Option<Arc<dyn FileSy
     if !header::is_sound(&first) || !(header::is_ustar(&first) || first.get(156) == Some(&b'V')) {
         return Ok(None);
     }
-    let mut reader =
-        Reader { source, at: 0, builder: Builder::new(KIND), label: None, global: Records::default() };
+    let mut reader = Reader { source, at: 0, builder: Builder::new(KIND), label: None, modified: None };
     while reader.member()? {}
     Ok(Some(reader.builder.finish(source, reader.label)))
 }
@@ -48,8 +47,8 @@ struct Reader<'a> {
     at: u64,
     builder: Builder,
     label: Option<String>,
-    /// Records for all members from here on.
-    global: Records,
+    /// The time of all members from here on.
+    modified: Option<i64>,
 }
 
 impl Reader<'_> {
@@ -91,7 +90,7 @@ impl Reader<'_> {
     /// Reads a member with all of its headers; false at the end.
     fn member(&mut self) -> Result<bool> {
         let (mut name, mut target) = (None, None);
-        let mut records = self.global.clone();
+        let mut records = Records::default();
         loop {
             let Some(header) = self.header()? else { return Ok(false) };
             match header.kind {
@@ -99,9 +98,10 @@ impl Reader<'_> {
                 b'K' => target = Some(header::text(&self.text(header.size, MAX_NAME)?).to_vec()),
                 b'x' => records.add(&self.text(header.size, MAX_RECORDS)?)?,
                 b'g' => {
-                    let text = self.text(header.size, MAX_RECORDS)?;
-                    self.global.add(&text)?;
-                    records.add(&text)?;
+                    // Of what may hold for all members, only a time makes sense.
+                    let mut global = Records::default();
+                    global.add(&self.text(header.size, MAX_RECORDS)?)?;
+                    self.modified = global.modified.or(self.modified);
                 }
                 _ => {
                     let name = records.path.clone().or(name).unwrap_or_else(|| header.name.clone());
@@ -115,7 +115,7 @@ impl Reader<'_> {
 
     fn add(&mut self, header: &Header, name: &[u8], target: Vec<u8>, records: &Records) -> Result<()> {
         let size = records.size.unwrap_or(header.size);
-        let modified = records.modified.or(header.modified);
+        let modified = records.modified.or(self.modified).or(header.modified);
         // Only files have data, whatever the size of other members says; GNU's list of a folder too.
         let data = if matches!(header.kind, b'1'..=b'6') { 0 } else { size };
         match header.kind {

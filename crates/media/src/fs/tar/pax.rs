@@ -3,8 +3,11 @@
 use super::bad;
 use crate::Result;
 
+/// Most numbers of a map.
+const MAX_MAP: usize = 1 << 20;
+
 /// What the records in force say.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub struct Records {
     pub path: Option<Vec<u8>>,
     pub link: Option<Vec<u8>>,
@@ -64,7 +67,9 @@ impl Records {
             b"GNU.sparse.name" => self.sparse_name = text(),
             b"GNU.sparse.size" | b"GNU.sparse.realsize" => self.real_size = number()?,
             b"GNU.sparse.major" => self.sparse_major = number()?,
-            b"GNU.sparse.offset" | b"GNU.sparse.numbytes" => self.map.push(decimal(value)?),
+            b"GNU.sparse.offset" | b"GNU.sparse.numbytes" if self.map.len() < MAX_MAP => {
+                self.map.push(decimal(value)?)
+            }
             b"GNU.sparse.map" => {
                 self.map = value.split(|byte| *byte == b',').map(decimal).collect::<Option<_>>()?;
             }

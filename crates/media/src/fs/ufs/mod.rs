@@ -25,13 +25,13 @@ const CHUNK: usize = 32 << 10;
 const MAX_DIRECTORY: u64 = 128 << 20;
 /// Longest symbolic link, as Linux's PATH_MAX.
 const MAX_LINK: u64 = 4096;
-/// Blocks of block addresses that are kept: 2 MiB of the largest.
-const CACHED: usize = 32;
+/// Fragments of block addresses that are kept: 16 MiB of the largest.
+const CACHED: usize = 256;
 
 struct Volume {
     source: SourceRef,
     sb: Superblock,
-    /// In blocks of `fsize` bytes are their addresses; this holds whole blocks that start at any.
+    /// Blocks of addresses, by the fragment: they start at any fragment.
     pointers: BlockCache,
     index: NameIndex,
 }
@@ -39,7 +39,7 @@ struct Volume {
 /// Opens the file system, if it is one.
 pub fn open(source: &SourceRef, _: &[SourceRef]) -> Result<Option<Arc<dyn FileSystem>>> {
     let Some(sb) = Superblock::find(source)? else { return Ok(None) };
-    let pointers = BlockCache::new(source.clone(), sb.fsize as usize, CACHED * 8);
+    let pointers = BlockCache::new(source.clone(), sb.fsize as usize, CACHED);
     Ok(Some(Arc::new(Mounted(Arc::new(Volume {
         source: source.clone(),
         sb,

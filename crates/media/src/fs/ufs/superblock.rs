@@ -47,8 +47,9 @@ impl Superblock {
             }
             let bytes = source.read_vec(place, LEN)?;
             let Some((version, big)) = magic(&bytes) else { continue };
-            // With blocks of 64 KiB, UFS1 has a copy where UFS2 has its superblock.
-            if version == 1 && place == 65536 {
+            // With blocks of 64 KiB, UFS1 has a copy where UFS2 has its superblock; fs_sblockloc tells.
+            let here = if big { bytes.u64_be(1000) } else { bytes.u64_at(1000) };
+            if version == 1 && place == 65536 && here != Some(place) {
                 continue;
             }
             match Self::parse(&bytes, version, big) {
@@ -147,4 +148,46 @@ fn magic(bytes: &[u8]) -> Option<(u8, bool)> {
         Some(UFS2) => Some((2, big)),
         _ => None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::Bytes;
+
+    fn superblock(magic: u32, blocks: u32) -> Vec<u8> {
+        let mut bytes = vec![0; LEN];
+        for (at, value) in
+            [(16, 24), (44, 1), (48, 4096), (52, 512), (184, blocks), (188, 1000), (680, 0x41), (1372, magic)]
+        {
+            bytes[at..at + 4].copy_from_slice(&u32::to_le_bytes(value));
+        }
+        bytes
+    }
+
+    fn find(places: &[(usize, u32, u32)]) -> Result<Option<Superblock>> {
+        let mut disk = vec![0; 300_000];
+        for (place, magic, inodes) in places {
+            disk[*place..*place + LEN].copy_from_slice(&superblock(*magic, *inodes));
+        }
+        let source: SourceRef = Arc::new(Bytes(disk));
+        Superblock::find(&source)
+    }
+
+    #[test]
+    fn the_first_place_wins() {
+        for place in [65536, 8192, 0, 262_144] {
+            let found = find(&[(place, UFS2, 77)]).unwrap().unwrap();
+            assert_eq!((found.version, found.inodes_each, found.label.as_deref()), (2, 77, Some("A")));
+        }
+        let both = find(&[(8192, UFS1, 5), (65536, UFS2, 6)]).unwrap().unwrap();
+        assert_eq!((both.version, both.inodes_each), (2, 6));
+        // A copy of UFS1's superblock is not the superblock.
+        let copy = find(&[(8192, UFS1, 5), (65536, UFS1, 6)]).unwrap().unwrap();
+        assert_eq!(copy.inodes_each, 5);
+        assert!(find(&[]).unwrap().is_none());
+        assert!(find(&[(8192, UFS1, 0)]).is_err());
+    }
 }
