@@ -207,8 +207,8 @@ echo 16777217 >/sys/module/zfs/parameters/metaslab_force_ganging
 # Sizes: large blocks, large dnodes, a large directory, attributes that spill, odd rules for names.
 disks sizes 1
 create sizes -o ashift=9 -O compression=zstd sizes $list
-zfs create -o recordsize=1M -o dnodesize=2k -o xattr=sa sizes/large
-text 3000000 1 >/z/sizes/large/three
+zfs create -o recordsize=1M -o compression=off -o dnodesize=2k -o xattr=sa sizes/large
+text 2500000 1 >/z/sizes/large/long
 text 1500 1 >/z/sizes/large/small
 ln -s $(head -c 900 /dev/zero | tr '\0' l) /z/sizes/large/link
 setfattr -n user.long -v $(text 3000 1 | tr '\n' _) /z/sizes/large/small
@@ -226,8 +226,13 @@ echo end >>/z/sizes/small/vast
 truncate -s 400000 /z/sizes/small/vast
 record sizes sizes/small
 zfs create sizes/many
-(cd /z/sizes/many && seq -w 1 3000 | sed 's/.*/entry-&.txt/' | xargs touch)
-echo 7 >/z/sizes/many/entry-0007.txt
+# Links, as thousands of dnodes make a large image.
+(
+    cd /z/sizes/many
+    echo many >entry-0000.txt
+    echo 7 >other
+    seq -w 1 3000 | while read -r n; do ln entry-0000.txt entry-$n.txt; done
+)
 record sizes sizes/many
 zfs create -o casesensitivity=insensitive -o normalization=formD -o utf8only=on sizes/folded
 echo Mixed >/z/sizes/folded/MixedCase
@@ -239,6 +244,6 @@ record sizes sizes/long
 done_with sizes
 
 echo "writing"
-tar cz -C /pools . >/dev/vda
+tar c -C /pools . | gzip -1 >/dev/vda
 sync
 echo "all pools made"
