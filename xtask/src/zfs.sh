@@ -208,7 +208,7 @@ echo 16777217 >/sys/module/zfs/parameters/metaslab_force_ganging
 disks sizes 1
 create sizes -o ashift=9 -O compression=zstd sizes $list
 zfs create -o recordsize=1M -o compression=off -o dnodesize=2k -o xattr=sa sizes/large
-text 2500000 1 >/z/sizes/large/long
+for i in $(seq 180); do text 12000 1; done >/z/sizes/large/long
 text 1500 1 >/z/sizes/large/small
 ln -s $(head -c 900 /dev/zero | tr '\0' l) /z/sizes/large/link
 setfattr -n user.long -v $(text 3000 1 | tr '\n' _) /z/sizes/large/small
