@@ -58,6 +58,9 @@ pub enum Error {
     /// No reader knows what is on this device.
     #[error("unknown file system")]
     UnknownFileSystem,
+    /// No key of an encrypted volume opens with this passphrase.
+    #[error("wrong passphrase")]
+    WrongPassphrase,
     /// Something is larger than the reader allows.
     #[error("{0} is too large")]
     TooLarge(String),

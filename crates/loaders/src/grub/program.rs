@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use media::disks::{DeviceMap, Disks};
 use vm::{Directory, Loading, Name};
@@ -91,8 +92,8 @@ fn disks(options: &Options) -> Result<(Disks, ImagePaths), String> {
             complain(&format!("({}) is {}", entry.name, entry.path.display()));
         }
     }
-    match media::fs::host::open(Path::new("/")) {
-        Ok(host) => disks.set_host(host),
+    match media::fs::host::HostFs::open(Path::new("/")) {
+        Ok(host) => disks.set_host(Arc::new(host)),
         Err(error) => complain(&format!("warning: no (host): {error}")),
     }
     let images = map.entries.into_iter().map(|e| (e.name, PathBuf::from(e.path))).collect();

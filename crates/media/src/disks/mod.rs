@@ -19,6 +19,8 @@ mod names;
 mod partition;
 mod search;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub use cache::Cached;
 pub use device_map::{DeviceMap, MapEntry, MapWarning};

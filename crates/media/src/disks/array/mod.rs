@@ -168,7 +168,12 @@ impl Source for Striped {
 }
 
 /// Calls `read` for each part of `to` that lies in one chunk.
-fn pieces(chunk: u64, offset: u64, to: &mut [u8], mut read: impl FnMut(u64, &mut [u8]) -> Result<()>) -> Result<()> {
+fn pieces(
+    chunk: u64,
+    offset: u64,
+    to: &mut [u8],
+    mut read: impl FnMut(u64, &mut [u8]) -> Result<()>,
+) -> Result<()> {
     let mut at = offset;
     let mut rest = to;
     while !rest.is_empty() {

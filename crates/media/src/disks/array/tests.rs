@@ -91,11 +91,14 @@ fn the_first_stripes_are_as_documented() {
 fn copies_of_raid10() {
     let mut random = Random::new(6);
     let n = |layout, devices: usize, rows| {
-        Raid10::new(vec![None; devices], layout, CHUNK as u64, rows * CHUNK as u64).unwrap().size() / CHUNK as u64
+        Raid10::new(vec![None; devices], layout, CHUNK as u64, rows * CHUNK as u64).unwrap().size()
+            / CHUNK as u64
     };
     assert_eq!((n(0x102, 4, 10), n(0x102, 3, 10), n(0x201, 4, 10), n(0x1_0201, 3, 10)), (20, 15, 20, 15));
     // near 2, far 2, offset 2, near 2 on three devices, far 3.
-    for (layout, devices) in [(0x102, 4), (0x201, 4), (0x1_0201, 4), (0x102, 3), (0x201, 3), (0x1_0201, 5), (0x301, 4)] {
+    for (layout, devices) in
+        [(0x102, 4), (0x201, 4), (0x1_0201, 4), (0x102, 3), (0x201, 3), (0x1_0201, 5), (0x301, 4)]
+    {
         let member = CHUNK * 12;
         let chunks = n(layout, devices, 12) as usize;
         let data = random.bytes(chunks * CHUNK);

@@ -102,7 +102,8 @@ fn assemble(newest: &Superblock, members: &[Member]) -> Result<SourceRef, Failur
     }
     let legs = places(newest, members);
     let there = legs.iter().flatten().count();
-    let missing = || Failure::Missing(format!("{name}: {} of its {} devices", newest.devices - there, newest.devices));
+    let missing =
+        || Failure::Missing(format!("{name}: {} of its {} devices", newest.devices - there, newest.devices));
     let complete = || legs.iter().cloned().collect::<Option<Vec<_>>>().ok_or_else(missing);
     // Without a size of its own the array takes what the smallest member has.
     let smallest = legs.iter().flatten().map(|leg| leg.size()).min().ok_or_else(missing)?;

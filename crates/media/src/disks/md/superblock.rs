@@ -116,7 +116,8 @@ fn at(source: &SourceRef, sector: u64) -> Option<Superblock> {
 
 fn parse(head: &[u8], bytes: &[u8]) -> Option<Superblock> {
     let features = head.u32_at(8)?;
-    let places = bytes.get(ROLES..)?.chunks_exact(2).map(|role| role.u16_at(0).filter(|role| *role < NO_PLACE));
+    let places =
+        bytes.get(ROLES..)?.chunks_exact(2).map(|role| role.u16_at(0).filter(|role| *role < NO_PLACE));
     let name: &[u8] = &head.array::<32>(32)?;
     let name = String::from_utf8_lossy(name.split(|b| *b == 0).next()?).into_owned();
     let name = name.split_once(':').map_or(name.as_str(), |(_, name)| name).to_owned();

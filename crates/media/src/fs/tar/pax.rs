@@ -67,8 +67,11 @@ impl Records {
             b"GNU.sparse.name" => self.sparse_name = text(),
             b"GNU.sparse.size" | b"GNU.sparse.realsize" => self.real_size = number()?,
             b"GNU.sparse.major" => self.sparse_major = number()?,
-            b"GNU.sparse.offset" | b"GNU.sparse.numbytes" if self.map.len() < MAX_MAP => {
-                self.map.push(decimal(value)?)
+            b"GNU.sparse.offset" | b"GNU.sparse.numbytes" => {
+                if self.map.len() >= MAX_MAP {
+                    return None;
+                }
+                self.map.push(decimal(value)?);
             }
             b"GNU.sparse.map" => {
                 self.map = value.split(|byte| *byte == b',').map(decimal).collect::<Option<_>>()?;
