@@ -10,6 +10,7 @@ mod lint;
 mod nested;
 mod suite;
 mod test;
+mod zfs;
 
 use std::process::ExitCode;
 
@@ -29,8 +30,12 @@ usage: cargo xtask COMMAND
   bench cpu [--json]        a CPU benchmark, natively, in our guest and in QEMU's
   bench disk [--runs 3]     a raw file against a block device as the guest's disk
   image debian              make a Debian disk image; prints its path
+<<<<<<< HEAD
   image ext4|lvm|xfs|btrfs|raid1|luks
                             make the disks of a Debian system that its own grub.cfg boots; prints them
+=======
+  image zfs                 make the ZFS pools of the tests (crates/media/tests/images)
+>>>>>>> main
   guest-suite [--vmm bhyve|qemu] [--stress MINUTES]
                             boot that image and work in it
   fuzz [--minutes N] -- [TARGET ...]
@@ -63,6 +68,7 @@ fn run() -> Result<ExitCode> {
             ["bench", "boot"] => return bench::boot::run(&mut parser),
             ["bench", "disk"] => return bench::disk::run(&mut parser),
             ["bench", "cpu"] => return bench::cpu::run(&mut parser),
+            ["image", "zfs"] => return zfs::run(&mut parser),
             ["image", "debian"] => return image::run(&mut parser),
             ["image", layout] => return image::system(&mut parser, layout),
             ["guest-suite"] => return suite::run(&mut parser),

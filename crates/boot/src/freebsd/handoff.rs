@@ -50,7 +50,10 @@ pub fn load(preload: &Preload, request: &Request) -> Result<Entry> {
         }
     }
     for file in &preload.files {
-        memory.fill(file.start, 0, file.end - file.start)?;
+        // Zeros between and behind the pieces; a file that is one piece has none.
+        if file.pieces.iter().map(Piece::len).sum::<u64>() < file.size() {
+            memory.fill(file.start, 0, file.size())?;
+        }
         for piece in &file.pieces {
             match piece {
                 Piece::File { at, offset, len } => file.image.place(memory, *offset, *len, *at)?,

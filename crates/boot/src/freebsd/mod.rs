@@ -72,6 +72,15 @@ enum Piece {
     Made { at: u64, bytes: Vec<u8> },
 }
 
+impl Piece {
+    fn len(&self) -> u64 {
+        match self {
+            Self::File { len, .. } => *len,
+            Self::Made { bytes, .. } => bytes.len() as u64,
+        }
+    }
+}
+
 /// A file that the kernel will find in memory.
 pub struct Loaded {
     image: Image,

@@ -105,18 +105,15 @@ pub struct Settings {
 
 /// Variables that generated configurations test before they use what newer GRUBs have, and the
 /// platform: scripts for a PC with a BIOS fit best.
-const VARIABLES: [(&str, &str); 14] = [
+const VARIABLES: [(&str, &str); 11] = [
     ("cmdpath", ""),
     ("color_normal", "light-gray/black"),
     ("color_highlight", "black/light-gray"),
     ("feature_200_final", "y"),
     ("feature_all_video_module", "y"),
-    ("feature_chainloader_bpb", "n"),
     ("feature_default_font_path", "y"),
     ("feature_menuentry_id", "y"),
     ("feature_menuentry_options", "y"),
-    ("feature_nativedisk_cmd", "n"),
-    ("feature_ntldr", "n"),
     ("feature_platform_search_hint", "y"),
     ("feature_timeout_style", "y"),
     ("grub_cpu", "i386"),

@@ -157,7 +157,7 @@ fn loopback(session: &mut Session, arguments: &[String]) -> Outcome {
 
 fn probe(session: &mut Session, arguments: &[String]) -> Outcome {
     const FLAGS: &[Flag] = &[
-        Flag::optional("set").short('s'),
+        Flag::value("set").short('s'),
         Flag::plain("driver").short('d'),
         Flag::plain("partmap").short('p'),
         Flag::plain("fs").short('f'),

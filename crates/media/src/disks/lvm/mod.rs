@@ -80,9 +80,9 @@ fn volumes(metadata: &Metadata, physical: &HashMap<String, SourceRef>) -> Vec<Fo
         Err(failure) => return vec![found(metadata, "", "", Err(failure))],
     };
     let Some(all) = metadata.body.section("logical_volumes") else { return Vec::new() };
-    let visible = all.sections().filter(|(_, lv)| lv.has("status", "VISIBLE"));
+    let visible: Vec<_> = all.sections().filter(|(name, lv)| group.is_visible(name, lv)).take(MAX_VOLUMES).collect();
     visible
-        .take(MAX_VOLUMES)
+        .into_iter()
         .map(|(name, lv)| found(metadata, name, lv.text("id").unwrap_or_default(), group.volume(name)))
         .collect()
 }

@@ -69,6 +69,13 @@ impl<'a> Group<'a> {
         Ok(Self { name, extent, volumes, physical, snapshots, made: HashMap::new() })
     }
 
+    /// Whether a volume is one that `lvs` lists without asking for all.
+    pub fn is_visible(&self, name: &str, body: &Section) -> bool {
+        // Of a snapshot the part that says so has the status, and the store the name.
+        let says_snapshot = body.sections().any(|(_, segment)| segment.text("type") == Some("snapshot"));
+        !says_snapshot && (body.has("status", "VISIBLE") || self.snapshots.contains(&name))
+    }
+
     /// The bytes of a volume.
     pub fn volume(&mut self, name: &str) -> Made {
         let Some((name, body)) = self.volumes.get_key_value(name).map(|(name, body)| (*name, *body)) else {
@@ -316,7 +323,8 @@ fn raid_state(meta: &SourceRef) -> (u64, u64) {
 /// Layouts by LVM's names (lvmraid(7)), in md's numbers.
 fn raid_layout(kind: &str) -> Option<Layout> {
     let (level, number) = match kind {
-        "raid4" => (4, 0),
+        // Unlike md's RAID 4, device mapper's has its parity on the first device.
+        "raid4" => (5, 4),
         "raid5_la" => (5, 0),
         "raid5_ra" => (5, 1),
         "raid5" | "raid5_ls" => (5, 2),

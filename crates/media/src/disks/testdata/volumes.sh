@@ -107,6 +107,19 @@ vgchange -an Vol-Group
 dmsetup remove_all
 vgcfgbackup -f lvm.text Vol-Group
 for device in $pvs; do losetup -d "$device"; done
+
+# Sectors that device mapper encrypted, with the key 10 11 12 … (hexadecimal), from sector 70000 on
+for m in dm-crypt xts essiv serpent_generic twofish_generic; do modprobe $m; done
+key() { seq -f '%02.0f' 10 $((9 + $1)) | tr -d '\n'; }
+for cipher in serpent-xts-plain64:64 serpent-cbc-plain:32 twofish-xts-plain64:32 twofish-cbc-essiv:sha256:32 aes-xts-plain64be:64; do
+    bytes=${cipher##*:} cipher=${cipher%:*}
+    truncate -s 2K "crypt-$cipher-$bytes"
+    device=$(losetup -f --show "crypt-$cipher-$bytes")
+    dmsetup create --noudevsync crypt --table "0 4 crypt $cipher $(key $bytes) 70000 $device 0" || echo "FAILED $cipher"
+    dmsetup mknodes crypt
+    fill /dev/mapper/crypt
+    dmsetup remove --noudevsync crypt; losetup -d "$device"
+done
 sync
 tar cf /dev/nvme0n1 -S * 2>/dev/null || tar cf /dev/nvme0n1 *
 sync; echo ALL-DONE; poweroff -f

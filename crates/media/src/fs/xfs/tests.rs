@@ -299,7 +299,7 @@ fn a_log_is_applied() {
             for entry in
                 std::fs::read_dir(at("names")).unwrap().chain(std::fs::read_dir(at("sizes")).unwrap())
             {
-                let permissions = std::fs::Permissions::from_mode(0o600 | round % 8);
+                let permissions = std::fs::Permissions::from_mode(0o600 | (round % 8));
                 std::fs::set_permissions(entry.unwrap().path(), permissions).unwrap();
             }
             std::fs::write(at("names/round"), vec![0; 5000 * round as usize]).unwrap();
