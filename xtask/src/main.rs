@@ -30,15 +30,12 @@ usage: cargo xtask COMMAND
   bench cpu [--json]        a CPU benchmark, natively, in our guest and in QEMU's
   bench disk [--runs 3]     a raw file against a block device as the guest's disk
   image debian              make a Debian disk image; prints its path
-<<<<<<< HEAD
   image ext4|lvm|xfs|btrfs|raid1|luks
                             make the disks of a Debian system that its own grub.cfg boots; prints them
-=======
   image zfs                 make the ZFS pools of the tests (crates/media/tests/images)
->>>>>>> main
   guest-suite [--vmm bhyve|qemu] [--stress MINUTES]
                             boot that image and work in it
-  fuzz [--minutes N] -- [TARGET ...]
+  fuzz [--minutes N] [TARGET ...]
                             fuzz the readers of foreign bytes
   nested                    stock Linux under a real KVM, on a processor that QEMU emulates
 ";
