@@ -29,6 +29,7 @@ usage: cargo xtask COMMAND
                             time from start to the first process, against QEMU
   bench cpu [--json]        a CPU benchmark, natively, in our guest and in QEMU's
   bench disk [--runs 3]     a raw file against a block device as the guest's disk
+  bench grub [--runs 5]     grub-bhyve's way to its prompt, and loading against cat
   image debian              make a Debian disk image; prints its path
   image ext4|lvm|xfs|btrfs|raid1|luks
                             make the disks of a Debian system that its own grub.cfg boots; prints them
@@ -63,6 +64,7 @@ fn run() -> Result<ExitCode> {
             ["test"] => return test::run(&mut parser),
             ["lint"] => return lint::run(&mut parser),
             ["bench", "boot"] => return bench::boot::run(&mut parser),
+            ["bench", "grub"] => return bench::grub::run(&mut parser),
             ["bench", "disk"] => return bench::disk::run(&mut parser),
             ["bench", "cpu"] => return bench::cpu::run(&mut parser),
             ["image", "zfs"] => return zfs::run(&mut parser),

@@ -3,6 +3,7 @@
 pub mod boot;
 pub mod cpu;
 pub mod disk;
+pub mod grub;
 
 use std::path::PathBuf;
 

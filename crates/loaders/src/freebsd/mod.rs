@@ -2,7 +2,7 @@
 //! kernel with its modules. What is chosen is a [`Plan`], to be put into guest memory.
 
 mod commands;
-mod conf;
+pub mod conf;
 mod config;
 mod devices;
 mod environment;
