@@ -113,6 +113,69 @@ fn preparing_the_host() -> Result<()> {
     Ok(())
 }
 
+/// An installation disc as distributions make them: Debian's installer under isolinux, bootable as
+/// a disk too.
+fn installer(lab: &Lab, iso: &Path) -> Result<()> {
+    let files = lab.cache.package("debian-installer-12-netboot-amd64")?;
+    let files = files.join("usr/lib/debian-installer/images/12/amd64/text/debian-installer/amd64");
+    let isolinux = lab.cache.package("isolinux")?.join("usr/lib/ISOLINUX");
+    let tree = iso.with_extension("tree");
+    let folder = tree.join("isolinux");
+    std::fs::create_dir_all(&folder)?;
+    std::fs::copy(files.join("linux"), folder.join("vmlinuz"))?;
+    std::fs::copy(files.join("initrd.gz"), folder.join("initrd.img"))?;
+    std::fs::copy(isolinux.join("isolinux.bin"), folder.join("isolinux.bin"))?;
+    std::fs::write(folder.join("isolinux.cfg"), "default vmlinuz initrd=initrd.img\n")?;
+    let mut make = Command::new("xorriso");
+    make.args(["-as", "mkisofs", "-quiet", "-R", "-J", "-V", "somelinux"]);
+    make.args(["-b", "isolinux/isolinux.bin", "-c", "isolinux/boot.cat", "-no-emul-boot"]);
+    make.args(["-boot-load-size", "4", "-boot-info-table", "-isohybrid-mbr"])
+        .arg(isolinux.join("isohdpfx.bin"));
+    run(make.arg("-o").arg(iso).arg(&tree))?;
+    Ok(std::fs::remove_dir_all(&tree)?)
+}
+
+/// 23.6.3, the first half: an installer from its disc, kernel and initrd typed.
+#[test]
+fn a_linux_guest_from_its_installation_disc() -> Result<()> {
+    let Some((lab, namespace)) = lab() else { return Ok(()) };
+    let mut shell = Shell::new("disc", Some(&namespace))?;
+    installer(&lab, &shell.folder().join("somelinux.iso"))?;
+    shell.check("truncate -s 16G linux.img")?;
+    write(&shell, "device.map", "(hd0) ./linux.img\n(cd0) ./somelinux.iso\n");
+    shell.type_line("grub-bhyve -m device.map -r cd0 -M 1024M linuxguest")?;
+    shell.expect("grub> ", PROMPT)?;
+    let devices = grub(&mut shell, "ls")?;
+    let words: Vec<&str> = devices.split_whitespace().collect();
+    assert_eq!(words, ["(hd0)", "(cd0)", "(cd0,msdos1)", "(host)"], "{devices}");
+    let listing = grub(&mut shell, "ls (cd0)/isolinux")?;
+    let words: Vec<&str> = listing.split_whitespace().collect();
+    assert_eq!(words, ["boot.cat", "initrd.img", "isolinux.bin", "isolinux.cfg", "vmlinuz"], "{listing}");
+    grub(&mut shell, "linux (cd0)/isolinux/vmlinuz")?;
+    grub(&mut shell, "initrd (cd0)/isolinux/initrd.img")?;
+    shell.type_line("boot")?;
+    assert_eq!(shell.finish(PROMPT)?.0, 0);
+    shell.type_line(
+        "bhyve -A -H -P -s 0:0,hostbridge -s 1:0,lpc -s 2:0,virtio-net,tap0 -s 3:0,virtio-blk,./linux.img \\\n\
+         -s 4:0,ahci-cd,./somelinux.iso -l com1,stdio -c 4 -m 1024M linuxguest",
+    )?;
+    shell.expect("Select a language", BOOT)?;
+    shell.expect("<Go Back>", END)?;
+    // Back to the installer's menu, and from its last entries to a shell.
+    shell.console().send("\t\r")?;
+    shell.expect("installer main menu", END)?;
+    shell.expect("<Go Back>", END)?;
+    shell.console().send("\x1b[F\x1b[A\r")?;
+    shell.expect("<Continue>", END)?;
+    shell.console().send("\r")?;
+    shell.expect("~ # ", END)?;
+    shell.type_line("nproc; cat /proc/cmdline; reboot -f")?;
+    let (status, said) = shell.finish(END)?;
+    assert_eq!(status, 0, "{said}");
+    assert!(said.contains("console=ttyS0"), "{said}");
+    destroy(&mut shell, "linuxguest")
+}
+
 /// 23.6.3, the second half: from the disk, kernel and initrd typed.
 #[test]
 fn a_linux_guest_from_lvm_by_hand() -> Result<()> {
