@@ -38,7 +38,7 @@ impl HostFs {
         let stat = rustix::fs::fstat(&directory).map_err(error)?;
         let opened = OnceLock::new();
         let _ = opened.set(File::from(directory));
-        let root = Name { parent: None, name: Vec::new(), shown: name, stat, opened };
+        let root = Found { parent: None, name: Vec::new(), shown: name, stat, opened };
         Ok(Self { root: Arc::new(HostNode(Arc::new(root))) })
     }
 }
@@ -62,12 +62,12 @@ impl FileSystem for HostFs {
 }
 
 /// Shared, because what is in a directory needs it.
-struct HostNode(Arc<Name>);
+struct HostNode(Arc<Found>);
 
 /// A name in an open directory.
-struct Name {
+struct Found {
     /// `None` for the root, which is always open.
-    parent: Option<Arc<Name>>,
+    parent: Option<Arc<Found>>,
     name: Vec<u8>,
     /// Path for errors.
     shown: String,
@@ -76,7 +76,7 @@ struct Name {
     opened: OnceLock<File>,
 }
 
-impl Name {
+impl Found {
     fn error(&self, source: impl Into<std::io::Error>) -> Error {
         Error::Io { what: self.shown.clone(), source: source.into() }
     }
