@@ -277,7 +277,9 @@ impl Edit<'_> {
         // The common case costs one character on a slow line.
         if at_end && row == self.row && column > 0 && new.iter().all(|c| width(*c) > 0) {
             let mut out = String::new();
-            new.iter().for_each(|c| push(&mut out, *c));
+            for c in new {
+                push(&mut out, *c);
+            }
             self.console.write(&out);
         } else {
             self.draw();

@@ -2,6 +2,9 @@
 //!
 //! Everything that asks works on a [`Console`], so that a test can be the user.
 
+// Text is made by what reads best.
+#![allow(clippy::format_push_string)]
+
 mod keys;
 mod line;
 mod pager;

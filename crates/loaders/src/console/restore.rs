@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, Once, PoisonError};
 use std::time::Duration;
 
-use rustix::termios::{ControlModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use signal_hook::consts::signal::{SIGHUP, SIGQUIT, SIGTERM};
 
 /// Terminals in raw mode, and how they were.
@@ -32,8 +32,6 @@ impl Raw {
         let Ok(before) = tcgetattr(terminal.as_fd()) else { return Ok(None) };
         let mut raw = before.clone();
         raw.make_raw();
-        // No modem has to answer, and a person who leaves a null modem does not end us.
-        raw.control_modes |= ControlModes::CLOCAL;
         let terminal = terminal.try_clone()?;
         let id = {
             let mut saved = SAVED.lock().unwrap_or_else(PoisonError::into_inner);

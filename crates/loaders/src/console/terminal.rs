@@ -29,7 +29,7 @@ pub struct Terminal {
     input: File,
     output: File,
     /// Both ends are a terminal.
-    is_terminal: bool,
+    interactive: bool,
     /// Output goes to a terminal that does not turn newlines into CR LF itself.
     returns: bool,
     decoder: Decoder,
@@ -47,16 +47,10 @@ impl Terminal {
         Self::new(input, output)
     }
 
-    /// A terminal by its path, or an end of a null-modem pair, such as `/dev/nmdm0A`. It does not
-    /// become the controlling one.
+    /// A terminal by its path, such as `/dev/nmdm0A`. It does not become the controlling one.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let path = host::tty::nmdm::resolve(path).map_err(|error| match error {
-            // Callers name the path.
-            host::tty::TtyError::System { source, .. } => source,
-            other => io::Error::other(other.to_string()),
-        })?;
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let input = File::from(rustix::fs::open(&path, flags, Mode::empty())?);
+        let input = File::from(rustix::fs::open(path, flags, Mode::empty())?);
         if !isatty(&input) {
             return Err(io::Error::other("not a terminal"));
         }
@@ -71,13 +65,13 @@ impl Terminal {
         for signal in restore::FATAL.into_iter().chain([signal_hook::consts::SIGINT]) {
             signal_hook::low_level::pipe::register(signal, wake.try_clone()?)?;
         }
-        let is_terminal = isatty(&input) && isatty(&output);
-        let raw = if is_terminal { Raw::new(&input)? } else { None };
+        let interactive = isatty(&input) && isatty(&output);
+        let raw = if interactive { Raw::new(&input)? } else { None };
         let returns = raw.is_some();
         Ok(Self {
             input,
             output,
-            is_terminal,
+            interactive,
             returns,
             decoder: Decoder::default(),
             ended: false,
@@ -186,7 +180,7 @@ impl Console for Terminal {
         if self.take_signal() {
             return true;
         }
-        if !self.is_terminal {
+        if !self.interactive {
             return false;
         }
         self.fill(Some(Duration::ZERO));
@@ -194,7 +188,7 @@ impl Console for Terminal {
     }
 
     fn is_terminal(&self) -> bool {
-        self.is_terminal
+        self.interactive
     }
 
     fn size(&self) -> (usize, usize) {

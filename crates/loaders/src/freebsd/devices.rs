@@ -4,18 +4,24 @@
 //! `cd1:` a second image that is an optical disc, `zfs:pool/dataset:` a data set, `host:` the folder
 //! of `-h`.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fmt::Write;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
 use media::disks::Disks;
 use media::fs::host::HostFs;
-use media::{FileSource, FileSystem, Kind, Node, NodeRef, resolve};
+use media::fs::zfs::Pool;
+use media::{FileSource, FileSystem, Kind, Node, NodeRef, SourceRef, resolve};
 
 /// Most disks, as bhyveload.
 pub const MAX_DISKS: usize = 32;
 /// The host's folder.
 const HOST: &str = "host";
+/// Systems on a pool that the menu offers.
+const MAX_SYSTEMS: usize = 100;
 /// The largest text file that is read.
 pub const MAX_TEXT: u64 = 1 << 20;
 /// What makes a file system one to boot from.
@@ -37,6 +43,9 @@ pub struct Devices {
     disks: Disks,
     count: usize,
     list: Vec<Device>,
+    pools: Vec<Arc<Pool>>,
+    /// Data sets that were looked into, by name.
+    sets: RefCell<HashMap<String, Arc<dyn FileSystem>>>,
 }
 
 impl Devices {
@@ -46,7 +55,12 @@ impl Devices {
             return Err(format!("more than {MAX_DISKS} disks"));
         }
         let source = FileSource::open(path).map_err(|e| reason(&e.to_string()))?;
-        self.disks.add_disk(&format!("hd{}", self.count), Arc::new(source)).map_err(|e| e.to_string())?;
+        self.add_source(Arc::new(source))
+    }
+
+    /// Adds the bytes of a disk as the next one.
+    pub(super) fn add_source(&mut self, source: SourceRef) -> Result<(), String> {
+        self.disks.add_disk(&format!("hd{}", self.count), source).map_err(|e| e.to_string())?;
         self.count += 1;
         Ok(())
     }
@@ -65,46 +79,61 @@ impl Devices {
 
     /// Looks at all disks; after this the devices are known.
     pub fn probe(&mut self) {
-        let mut found: Vec<Device> = Vec::new();
-        let mut pools: Vec<Device> = Vec::new();
+        let mut names = Vec::new();
         for n in 0..self.count {
             let disk = format!("hd{n}");
-            let mut names = vec![disk.clone()];
             let partitions = self.disks.partitions(&disk).unwrap_or_default();
+            names.push(disk.clone());
             names.extend(partitions.iter().map(|p| format!("{disk},{}", p.name)));
-            for name in names {
-                let Ok(source) = self.disks.source(&name) else { continue };
-                let fs = self.disks.filesystem(&name).map_err(|e| e.to_string());
-                let kind = fs.as_ref().map_or("", |fs| fs.kind());
-                if let (Ok(fs), "zfs") = (&fs, kind) {
-                    let pool = fs.label().unwrap_or_default();
-                    let called = format!("zfs:{pool}");
-                    if !pool.is_empty() && pools.iter().all(|p| p.name != called) {
-                        pools.push(Device { name: called, disk: None, fs: Ok(fs.clone()), size: 0 });
-                    }
-                }
-                let name_here = spell(&name, kind == "iso9660").unwrap_or_else(|| name.clone());
-                found.push(Device { name: name_here, disk: Some(name), fs, size: source.size() });
+        }
+        let sources: Vec<_> = names.iter().filter_map(|name| self.disks.source(name).ok()).collect();
+        let mut found: Vec<Device> = Vec::new();
+        for name in names {
+            let Ok(source) = self.disks.source(&name) else { continue };
+            let fs = self.disks.filesystem(&name).map_err(|e| e.to_string());
+            let kind = fs.as_ref().map_or("", |fs| fs.kind());
+            // A pool is found on each of its disks.
+            if kind == "zfs"
+                && let Ok(Some(pool)) = Pool::open(&source, &sources)
+                && self.pools.iter().all(|p| p.name() != pool.name())
+            {
+                self.pools.push(pool);
             }
+            let ours = spell(&name, kind == "iso9660").unwrap_or_else(|| name.clone());
+            found.push(Device { name: ours, disk: Some(name), fs, size: source.size() });
         }
         let host = std::mem::take(&mut self.list);
-        self.list.extend(pools);
         self.list.extend(found);
         self.list.extend(host);
     }
 
-    /// The device to boot from: a pool, a disk, the host's folder, whichever first has something to
-    /// boot; else the first that can be read.
+    /// The device to boot from: a pool's data set, a disk, the host's folder, whichever first has
+    /// something to boot; else the first that can be read.
     pub fn boot_device(&self) -> Option<String> {
         let mut names: Vec<String> = Vec::new();
-        for device in self.list.iter().filter(|d| d.fs.is_ok()) {
-            if let (Some(pool), Ok(fs)) = (device.name.strip_prefix("zfs:"), &device.fs) {
-                names.extend(boot_data_set(fs.as_ref()).map(|set| format!("zfs:{pool}{set}")));
-            }
-            names.push(device.name.clone());
+        for pool in &self.pools {
+            // What the pool says it boots from, or the only system that FreeBSD's installer made.
+            let set = pool.bootfs().ok().flatten().or_else(|| match systems(pool).as_slice() {
+                [only] => Some(only.clone()),
+                _ => None,
+            });
+            names.extend(set.map(|set| format!("zfs:{set}")));
+            names.push(format!("zfs:{}", pool.name()));
         }
+        names.extend(self.list.iter().filter(|d| d.fs.is_ok()).map(|d| d.name.clone()));
         let good = |name: &&String| SIGNS.iter().any(|sign| self.node(&format!("{name}:{sign}")).is_ok());
         names.iter().find(good).or(names.first()).map(|name| format!("{name}:"))
+    }
+
+    /// The systems beside one on ZFS, itself the first: `zfs:pool/ROOT/name` each.
+    pub fn environments(&self, device: &str) -> Vec<String> {
+        let Some(set) = device.strip_prefix("zfs:").map(|set| set.trim_end_matches(':')) else {
+            return Vec::new();
+        };
+        let pool = set.split('/').next().unwrap_or_default();
+        let Some(pool) = self.pools.iter().find(|p| p.name() == pool) else { return Vec::new() };
+        let others = systems(pool).into_iter().filter(|s| s != set);
+        std::iter::once(set.to_owned()).chain(others).map(|set| format!("zfs:{set}")).collect()
     }
 
     /// Whether a name with its colon is that of a device that can be read.
@@ -115,8 +144,7 @@ impl Devices {
     /// The node at a full path, `device:/path`.
     pub fn node(&self, path: &str) -> Result<NodeRef, String> {
         let (device, inside) = split(path).ok_or_else(|| format!("{path}: no device is named"))?;
-        let (fs, prefix) = self.filesystem(device)?;
-        let inside = format!("{prefix}/{}", inside.trim_start_matches('/'));
+        let fs = self.filesystem(device)?;
         resolve(fs.as_ref(), inside.as_bytes()).map_err(|e| match e {
             media::Error::NotFound(_) => format!("{path}: no such file or directory"),
             e => format!("{path}: {}", reason(&e.to_string())),
@@ -131,23 +159,26 @@ impl Devices {
         }
     }
 
-    /// The file system of a device, and where its root is in it.
-    fn filesystem(&self, name: &str) -> Result<(&Arc<dyn FileSystem>, String), String> {
-        let missing = || format!("{name}: no such device");
-        // A data set is a path in its pool; GRUB's way to spell it ends in an empty snapshot.
-        let (device, prefix) = match name.strip_prefix("zfs:") {
-            Some(set) => {
-                let (pool, inside) = set.split_once('/').map_or((set, ""), |(p, i)| (p, i));
-                let slash = if inside.is_empty() { "" } else { "/" };
-                (format!("zfs:{pool}"), format!("{slash}{inside}/@"))
-            }
-            None => (name.to_owned(), String::new()),
-        };
-        let device = self.list.iter().find(|d| d.name == device).ok_or_else(missing)?;
-        match &device.fs {
-            Ok(fs) => Ok((fs, prefix)),
-            Err(why) => Err(format!("{name}: {why}")),
+    /// The file system of a device.
+    fn filesystem(&self, name: &str) -> Result<Arc<dyn FileSystem>, String> {
+        if let Some(set) = name.strip_prefix("zfs:") {
+            return self.data_set(set).map_err(|why| format!("{name}: {why}"));
         }
+        let device =
+            self.list.iter().find(|d| d.name == name).ok_or_else(|| format!("{name}: no such device"))?;
+        device.fs.clone().map_err(|why| format!("{name}: {why}"))
+    }
+
+    /// The file system of a data set.
+    fn data_set(&self, name: &str) -> Result<Arc<dyn FileSystem>, String> {
+        if let Some(fs) = self.sets.borrow().get(name) {
+            return Ok(fs.clone());
+        }
+        let pool = name.split('/').next().unwrap_or_default();
+        let pool = self.pools.iter().find(|p| p.name() == pool).ok_or("no such device")?;
+        let fs = pool.dataset(name).map_err(|e| e.to_string())?;
+        self.sets.borrow_mut().insert(name.to_owned(), fs.clone());
+        Ok(fs)
     }
 
     /// Why there is nothing to boot from, in one line.
@@ -161,6 +192,11 @@ impl Devices {
     /// A list for people.
     pub fn describe(&self) -> String {
         let mut text = String::new();
+        for pool in &self.pools {
+            let boots =
+                pool.bootfs().ok().flatten().map(|set| format!("  boots zfs:{set}:")).unwrap_or_default();
+            let _ = writeln!(text, "    zfs:{}:{boots}", pool.name());
+        }
         for device in &self.list {
             let what = match &device.fs {
                 Ok(fs) => fs.kind().to_owned(),
@@ -195,23 +231,24 @@ fn spell(grub: &str, optical: bool) -> Option<String> {
     Some(name)
 }
 
-/// The data set that a pool boots from, with a slash in front; a pool that names none boots from
-/// itself.
-fn boot_data_set(fs: &dyn FileSystem) -> Option<String> {
-    // Where FreeBSD's installer puts it: the only data set below ROOT.
-    let root = resolve(fs, b"/ROOT").ok()?;
-    let mut first = None;
-    let mut count = 0;
+/// The data sets below `ROOT`, where FreeBSD's installer and bectl(8) put systems.
+fn systems(pool: &Arc<Pool>) -> Vec<String> {
+    let mut names = Vec::new();
     let visit = &mut |entry: media::Entry| {
-        if !entry.name.starts_with(b"@") {
-            count += 1;
-            first.get_or_insert(entry.name);
+        // Names with an @ are the data set's own content and its snapshots.
+        if let Ok(name) = String::from_utf8(entry.name)
+            && !name.starts_with('@')
+        {
+            names.push(format!("{}/ROOT/{name}", pool.name()));
         }
-        std::ops::ControlFlow::Continue(())
+        if names.len() < MAX_SYSTEMS { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     };
-    root.entries(visit).ok()?;
-    let name = String::from_utf8(first?).ok()?;
-    (count == 1).then(|| format!("/ROOT/{name}"))
+    if let Ok(Some(root)) = pool.tree().lookup(b"ROOT") {
+        // A pool that can't be read has no systems.
+        let _ = root.entries(visit);
+    }
+    names.sort();
+    names
 }
 
 /// Device and path of a full path.

@@ -81,6 +81,8 @@ pub struct Loader<'a> {
     pub kernel_args: String,
     /// The kernel that the menu chose.
     pub chosen: Option<String>,
+    /// The systems on ZFS that the menu offers: `zfs:pool/ROOT/name` each.
+    pub environments: Vec<String>,
     pub depth: usize,
 }
 
@@ -96,6 +98,7 @@ impl<'a> Loader<'a> {
             preload: None,
             kernel_args: String::new(),
             chosen: None,
+            environments: Vec::new(),
             depth: 0,
         }
     }

@@ -19,6 +19,7 @@ enum Action {
     Reboot,
     Console,
     Kernel,
+    Environment,
     Options,
     Back,
     Defaults,
@@ -119,6 +120,7 @@ impl Loader<'_> {
                 self.unload();
                 Ok(())
             }
+            Action::Environment => self.next_environment(),
             Action::Defaults => {
                 self.set_acpi(true)?;
                 self.set_safe(false)?;
@@ -216,6 +218,18 @@ impl Loader<'_> {
         kernels
     }
 
+    /// Takes the next of the systems on this pool, with its own configuration.
+    fn next_environment(&mut self) -> Done {
+        let at = self.environments.iter().position(|e| self.env.get("currdev") == Some(&format!("{e}:")));
+        let next = at.map_or(0, |at| (at + 1) % self.environments.len());
+        let Some(system) = self.environments.get(next).cloned() else { return Ok(()) };
+        self.set("currdev", &system)?;
+        self.set("vfs.root.mountfrom", &system)?;
+        self.unload();
+        self.chosen = None;
+        self.read_config()
+    }
+
     fn chosen_index(&self, kernels: &[String]) -> usize {
         self.chosen.as_ref().and_then(|c| kernels.iter().position(|k| k == c)).unwrap_or(0)
     }
@@ -257,7 +271,7 @@ impl Loader<'_> {
         let name = kernels.get(at).map_or("none", String::as_str);
         let default = if at == 0 { "default/" } else { "" };
         let kernel = format!("[K]ernel: {default}{name} ({} of {})", at + 1, kernels.len().max(1));
-        vec![
+        let mut lines = vec![
             first,
             second,
             line('\x1b', Action::Prompt, "[Esc]ape to loader prompt".into()),
@@ -265,7 +279,19 @@ impl Loader<'_> {
             line('c', Action::Console, format!("[C]ons: {console}")),
             line('k', Action::Kernel, kernel),
             line('o', Action::Options, "Boot [O]ptions".into()),
-        ]
+        ];
+        if self.environments.len() > 1 {
+            let device = self.env.get("currdev").unwrap_or_default().trim_end_matches(':');
+            let at = self.environments.iter().position(|e| e == device).map_or(0, |at| at + 1);
+            let name = device.rsplit('/').next().unwrap_or_default();
+            let count = self.environments.len();
+            lines.push(line(
+                'e',
+                Action::Environment,
+                format!("Boot [E]nvironment: {name} ({at} of {count})"),
+            ));
+        }
+        lines
     }
 
     fn draw(&mut self, options: bool) {

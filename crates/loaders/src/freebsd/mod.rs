@@ -61,6 +61,7 @@ pub fn run(console: &mut dyn Console, mut devices: Devices, options: &Options) -
 /// Configuration, menu, prompt.
 fn start(loader: &mut Loader, preset: &[(String, String)]) -> Result<(), Stop> {
     let device = loader.env.get("currdev").unwrap_or_default().to_owned();
+    loader.environments = loader.devices.environments(&device);
     loader.say(&format!("FreeBSD boot from {device}"));
     loader.read_config()?;
     // What the user said on the command line is not for files to change.

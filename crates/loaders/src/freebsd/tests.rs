@@ -424,3 +424,41 @@ fn without_anything_to_boot_from_there_is_one_clear_error() {
     let (outcome, _) = system().run("", &[("currdev", "zfs:nowhere:")]);
     assert_eq!(outcome.err().unwrap(), "-e currdev=zfs:nowhere:: zfs:nowhere: no such device");
 }
+
+/// A pool that OpenZFS made, as the reader's tests have it.
+fn pool(name: &str) -> Devices {
+    let path = format!("{}/../media/tests/images/zfs-{name}.0.xz", env!("CARGO_MANIFEST_DIR"));
+    let packed = Arc::new(media::FileSource::open(std::path::Path::new(&path)).unwrap());
+    let mut devices = Devices::default();
+    devices.add_source(media::decompress::open(packed).unwrap().unwrap()).unwrap();
+    devices
+}
+
+#[test]
+fn a_pool_boots_from_the_data_set_that_it_names_or_another() {
+    let options = || Options { environment: vec![("autoboot_delay".into(), "100".into())] };
+    let mut console = Script::pipe("3show currdev\rlsdev\rls -l /boot\rboot\rset currdev=zfs:zroot:\rquit\r");
+    let outcome = run(&mut console, pool("zroot"), &options());
+    assert!(matches!(outcome, Ok(Outcome::Quit)));
+    for text in [
+        "FreeBSD boot from zfs:zroot/ROOT/default:\n",
+        "OK zfs:zroot/ROOT/default:\n",
+        "    zfs:zroot:  boots zfs:zroot/ROOT/default:\n",
+        "   15 loader.conf\n",
+        "/boot/kernel/kernel: not an ELF file, so no FreeBSD kernel\n",
+    ] {
+        assert!(console.output.contains(text), "{text}\n{}", console.output);
+    }
+    assert!(!console.output.contains("Boot [E]nvironment"), "there is only one");
+
+    let mut console = Script::pipe(" e3show currdev\rshow vfs.root.mountfrom\rquit\r");
+    let outcome = run(&mut console, pool("tank"), &options());
+    assert!(matches!(outcome, Ok(Outcome::Quit)));
+    for text in [
+        "8. Boot [E]nvironment: default (1 of 2)\n",
+        "8. Boot [E]nvironment: clone (2 of 2)\n",
+        "OK zfs:tank/ROOT/clone:\nOK zfs:tank/ROOT/clone\n",
+    ] {
+        assert!(console.output.contains(text), "{text}\n{}", console.output);
+    }
+}

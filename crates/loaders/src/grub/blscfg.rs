@@ -15,6 +15,11 @@ const MAX_FILE: u64 = 64 << 10;
 /// Where the files are: on a boot partition, or below /boot of the root partition.
 const FOLDERS: [&str; 2] = ["/loader/entries", "/boot/loader/entries"];
 
+/// Whether a name is one of an entry.
+fn is_entry(name: &str) -> bool {
+    name.rsplit_once('.').is_some_and(|(_, extension)| extension == "conf")
+}
+
 /// A file.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Snippet {
@@ -213,7 +218,7 @@ pub(super) fn run(session: &mut Session, arguments: &[String]) -> Outcome {
         }
     }
     let mut snippets = match target {
-        Some(file) if file.ends_with(".conf") => vec![read(session, &file)?],
+        Some(file) if is_entry(&file) => vec![read(session, &file)?],
         Some(folder) => folder_of(session, &folder)?,
         None => default_folder(session)?,
     };
@@ -246,7 +251,7 @@ fn folder_of(session: &Session, folder: &str) -> Outcome<Vec<Snippet>> {
     let mut names = Vec::new();
     let listed = node.entries(&mut |entry| {
         if let Ok(name) = String::from_utf8(entry.name)
-            && name.ends_with(".conf")
+            && is_entry(&name)
         {
             names.push(name);
         }

@@ -24,7 +24,7 @@ impl Complete for Completer<'_> {
         let earlier = before.get(..start).unwrap_or_default().trim_end();
         let first = earlier.is_empty() || earlier.ends_with([';', '{']) || ends_with_keyword(earlier);
         if first && !word.starts_with(['(', '/']) {
-            return Completion { start, title: "commands", candidates: self.commands(word) };
+            return Completion { start, title: "commands", candidates: command_names(word) };
         }
         // `root=(hd0,1)`, `--set=…`: what follows the sign is completed.
         let skip = match word.find(['(', '/']) {
@@ -68,12 +68,12 @@ fn ends_with_keyword(text: &str) -> bool {
     matches!(last, "if" | "then" | "else" | "elif" | "while" | "until" | "do" | "!")
 }
 
-impl Completer<'_> {
-    fn commands(&self, word: &str) -> Vec<Candidate> {
-        let names = commands::names().into_iter().filter(|name| name.starts_with(word));
-        names.map(|name| Candidate { text: name.into(), shown: name.into(), suffix: " " }).collect()
-    }
+fn command_names(word: &str) -> Vec<Candidate> {
+    let names = commands::names().into_iter().filter(|name| name.starts_with(word));
+    names.map(|name| Candidate { text: name.into(), shown: name.into(), suffix: " " }).collect()
+}
 
+impl Completer<'_> {
     fn devices(&self, word: &str) -> Vec<Candidate> {
         let mut found = Vec::new();
         let (wants_partition, names) = (word.contains(','), self.disks.names());

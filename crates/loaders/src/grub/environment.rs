@@ -49,7 +49,7 @@ impl Environment {
         }
         self.bytes = bytes;
         if let Some(here) = self.contexts.last_mut() {
-            here.entry(name.to_owned()).or_default().value = value.to_owned();
+            value.clone_into(&mut here.entry(name.to_owned()).or_default().value);
         }
         Ok(())
     }

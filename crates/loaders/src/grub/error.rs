@@ -72,7 +72,6 @@ impl Error {
             Media::Io { .. } | Media::PastEnd { .. } => {
                 Self::new(code::FILE_READ_ERROR, format!("`{name}': {error}"))
             }
-            Media::WrongPassphrase => Self::new(code::ACCESS_DENIED, "access denied: wrong passphrase"),
             Media::Corrupt { .. } | Media::Unsupported { .. } | Media::TooLarge(_) => {
                 Self::new(code::BAD_FS, format!("`{name}': {error}"))
             }

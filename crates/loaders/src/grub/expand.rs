@@ -14,6 +14,8 @@ const MAX_BYTES: usize = 1 << 20;
 const MAX_ARGUMENTS: usize = 1 << 16;
 /// Most wildcards in an argument: with more it is taken as it is.
 const MAX_WILD: usize = 64;
+/// What looking through folders counts for, in bytes.
+const LISTING: usize = 16 << 10;
 /// Most names that a wildcard stands for.
 const MAX_MATCHES: usize = 10_000;
 
@@ -46,6 +48,9 @@ impl Session<'_> {
             for field in self.fields(word) {
                 if field.text.is_empty() && !field.quoted {
                     continue;
+                }
+                if !field.wild.is_empty() {
+                    self.charge(LISTING);
                 }
                 let new = self.wildcards(field);
                 bytes = new.iter().fold(bytes, |n, argument| n.saturating_add(argument.len() + 1));
@@ -215,7 +220,7 @@ impl Session<'_> {
 fn split(value: &str, now: &mut Field, done: &mut Vec<Field>) {
     let blank = |c: char| matches!(c, ' ' | '\t' | '\n');
     for (n, part) in value.split(blank).enumerate() {
-        if n > 0 && !(now.text.is_empty() && !now.quoted) {
+        if n > 0 && (now.quoted || !now.text.is_empty()) {
             done.push(std::mem::take(now));
         }
         now.push(part, true);

@@ -4,6 +4,9 @@
 //! devices ([`media::disks::Disks`]), the user ([`Console`]) and a [`Target`], which is what `boot`
 //! hands the kernel to.
 
+// Commands have one signature, whether they can fail or not; and text is made by what reads best.
+#![allow(clippy::unnecessary_wraps, clippy::format_push_string, clippy::format_collect)]
+
 mod auth;
 mod blscfg;
 mod commands;
@@ -71,6 +74,8 @@ pub struct Session<'a> {
     settings: Settings,
     env: Environment,
     functions: HashMap<String, Rc<List>>,
+    /// Words and statements in them.
+    functions_weight: usize,
     modules: HashSet<String>,
     /// `$1`, `$2`, … of each function, file and menu entry that is running.
     arguments: Vec<Vec<String>>,
@@ -136,6 +141,7 @@ impl<'a> Session<'a> {
             settings,
             env: Environment::default(),
             functions: HashMap::new(),
+            functions_weight: 0,
             modules: HashSet::new(),
             arguments: Vec::new(),
             menu: Menu::default(),

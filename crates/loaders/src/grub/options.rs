@@ -80,8 +80,9 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Parsed, St
     let mut parser = lexopt::Parser::from_args(arguments);
     let mut name = None;
     while let Some(argument) = parser.next().map_err(|e| e.to_string())? {
-        let text =
-            |parser: &mut lexopt::Parser| parser.value().and_then(|v| v.string()).map_err(|e| e.to_string());
+        let text = |parser: &mut lexopt::Parser| {
+            parser.value().and_then(lexopt::ValueExt::string).map_err(|e| e.to_string())
+        };
         match argument {
             Short('r') | Long("root") => {
                 let root = text(&mut parser)?;
@@ -91,7 +92,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Parsed, St
                 {
                     return Err(format!("-r {root}: not a device"));
                 }
-                options.root = bare.to_owned();
+                bare.clone_into(&mut options.root);
             }
             Short('m') | Long("device-map") => options.device_map = Some(text(&mut parser)?.into()),
             Short('d') | Long("directory") => options.directory = text(&mut parser)?,

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -96,7 +96,7 @@ fn disks(options: &Options) -> Result<(Disks, ImagePaths), String> {
         Ok(host) => disks.set_host(Arc::new(host)),
         Err(error) => complain(&format!("warning: no (host): {error}")),
     }
-    let images = map.entries.into_iter().map(|e| (e.name, PathBuf::from(e.path))).collect();
+    let images = map.entries.into_iter().map(|e| (e.name, e.path)).collect();
     Ok((disks, images))
 }
 

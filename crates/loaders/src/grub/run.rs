@@ -6,7 +6,7 @@ use super::commands;
 use super::error::{Error, Outcome, code};
 use super::files;
 use super::menu::Menu;
-use super::script::{ParseError, Parser, Statement};
+use super::script::{ParseError, Parser, Statement, Word};
 use super::{Session, Stop};
 use crate::console::Line;
 
@@ -15,10 +15,14 @@ use crate::console::Line;
 const MAX_STEPS: u64 = 1_000_000;
 /// So many bytes count as much as a statement.
 const BYTES_PER_STEP: u64 = 256;
+/// What a command counts for, in bytes: most of them read something.
+const COMMAND: usize = 1 << 10;
+/// Most words and statements of all functions together.
+const MAX_FUNCTIONS: usize = 200_000;
 /// How deeply functions, files and statements may call each other.
 const MAX_DEPTH: usize = 200;
 /// Largest configuration file.
-const MAX_FILE: u64 = 4 << 20;
+const MAX_FILE: u64 = 1 << 20;
 /// How often a long run looks whether the user wants it to end.
 const LOOK_EVERY: u64 = 64;
 /// Longest command over several lines.
@@ -136,8 +140,8 @@ impl Session<'_> {
                 Err(error) => self.finish(Err(error)),
             },
             Statement::Function { name, body } => {
-                self.functions.insert(name.clone(), Rc::clone(body));
-                self.finish(Ok(()))
+                let result = self.define(name, body);
+                self.finish(result)
             }
         };
         self.depth -= 1;
@@ -245,6 +249,7 @@ impl Session<'_> {
             None => {}
         }
         if let Some(command) = commands::find(name) {
+            self.charge(COMMAND);
             let result = (command.run)(self, rest);
             return self.finish(result);
         }
@@ -260,6 +265,17 @@ impl Session<'_> {
             None => Error::new(code::UNKNOWN_COMMAND, format!("can't find command `{name}'")),
         };
         self.finish(Err(error))
+    }
+
+    fn define(&mut self, name: &str, body: &Rc<Vec<Statement>>) -> Outcome {
+        let old = self.functions.get(name).map_or(0, |body| weight(body));
+        let all = self.functions_weight - old + weight(body);
+        if all > MAX_FUNCTIONS {
+            return Err(Error::new(code::OUT_OF_MEMORY, "out of memory: too many functions"));
+        }
+        self.functions_weight = all;
+        self.functions.insert(name.to_owned(), Rc::clone(body));
+        Ok(())
     }
 
     fn call(&mut self, body: &[Statement], arguments: &[String]) -> Flow {
@@ -389,6 +405,22 @@ impl Session<'_> {
     pub(super) fn menu_mut(&mut self) -> &mut Menu {
         &mut self.menu
     }
+}
+
+/// How many words and statements there are; long words count for more.
+fn weight(list: &[Statement]) -> usize {
+    let words = |words: &[Word]| words.iter().map(|word| 1 + word.len() / 64).sum::<usize>();
+    let one = |statement: &Statement| match statement {
+        Statement::Command { words: w, .. } => 1 + words(w),
+        Statement::If { branches, otherwise } => {
+            let branches = branches.iter().map(|(a, b)| weight(a) + weight(b));
+            1 + branches.sum::<usize>() + otherwise.as_deref().map_or(0, weight)
+        }
+        Statement::While { condition, body, .. } => 1 + weight(condition) + weight(body),
+        Statement::For { words: w, body, .. } => 1 + words(w) + weight(body),
+        Statement::Function { body, .. } => 1 + weight(body),
+    };
+    list.iter().map(one).sum()
 }
 
 fn incomplete(text: &str) -> bool {

@@ -156,8 +156,10 @@ mod tests {
             let error = DeviceMap::parse(&format!("\n{text}"), "my.map").unwrap_err().to_string();
             assert!(error.contains("my.map:2:") && error.contains(why), "{error}");
         }
-        let many: String = (0..257).map(|n| format!("(hd{n}) x\n")).collect();
-        assert!(DeviceMap::parse(&many, "m").unwrap_err().to_string().contains("m:257: more than 256"));
+        let many: Vec<String> = (0..257).map(|n| format!("(hd{n}) x")).collect();
+        assert!(
+            DeviceMap::parse(&many.join("\n"), "m").unwrap_err().to_string().contains("m:257: more than 256")
+        );
         assert!(DeviceMap::read(Path::new("/nowhere/device.map")).is_err());
     }
 

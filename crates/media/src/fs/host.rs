@@ -25,7 +25,7 @@ const ENTRIES: usize = 32 << 10;
 
 /// A folder of the host.
 pub struct HostFs {
-    root: Arc<Arc<HostNode>>,
+    root: Arc<HostNode>,
 }
 
 impl HostFs {
@@ -38,8 +38,8 @@ impl HostFs {
         let stat = rustix::fs::fstat(&directory).map_err(error)?;
         let opened = OnceLock::new();
         let _ = opened.set(File::from(directory));
-        let root = HostNode { parent: None, name: Vec::new(), shown: name, stat, opened };
-        Ok(Self { root: Arc::new(Arc::new(root)) })
+        let root = Found { parent: None, name: Vec::new(), shown: name, stat, opened };
+        Ok(Self { root: Arc::new(HostNode(Arc::new(root))) })
     }
 }
 
@@ -61,10 +61,13 @@ impl FileSystem for HostFs {
     }
 }
 
+/// Shared, because what is in a directory needs it.
+struct HostNode(Arc<Found>);
+
 /// A name in an open directory.
-struct HostNode {
+struct Found {
     /// `None` for the root, which is always open.
-    parent: Option<Arc<HostNode>>,
+    parent: Option<Arc<Found>>,
     name: Vec<u8>,
     /// Path for errors.
     shown: String,
@@ -73,7 +76,7 @@ struct HostNode {
     opened: OnceLock<File>,
 }
 
-impl HostNode {
+impl Found {
     fn error(&self, source: impl Into<std::io::Error>) -> Error {
         Error::Io { what: self.shown.clone(), source: source.into() }
     }
@@ -134,36 +137,35 @@ impl HostNode {
     }
 }
 
-/// The trait's methods need the shared pointer to hand it to children.
-impl Node for Arc<HostNode> {
+impl Node for HostNode {
     fn metadata(&self) -> Result<Metadata> {
-        let size = if self.kind() == Kind::Directory { 0 } else { self.stat.st_size };
+        let size = if self.0.kind() == Kind::Directory { 0 } else { self.0.stat.st_size };
         Ok(Metadata {
-            kind: self.kind(),
+            kind: self.0.kind(),
             size: u64::try_from(size).unwrap_or(0),
-            modified: Some(self.stat.st_mtime),
+            modified: Some(self.0.stat.st_mtime),
         })
     }
 
     fn read_at(&self, offset: u64, to: &mut [u8]) -> Result<()> {
-        match self.kind() {
+        match self.0.kind() {
             Kind::File => {}
-            Kind::Directory => return Err(Error::IsADirectory(self.shown.clone())),
-            _ => return Err(Error::NotAFile(self.shown.clone())),
+            Kind::Directory => return Err(Error::IsADirectory(self.0.shown.clone())),
+            _ => return Err(Error::NotAFile(self.0.shown.clone())),
         }
-        check(u64::try_from(self.stat.st_size).unwrap_or(0), offset, to.len() as u64)?;
-        self.file()?.read_exact_at(to, offset).map_err(|error| self.error(error))
+        check(u64::try_from(self.0.stat.st_size).unwrap_or(0), offset, to.len() as u64)?;
+        self.0.file()?.read_exact_at(to, offset).map_err(|error| self.0.error(error))
     }
 
     fn entries(&self, visit: &mut dyn FnMut(Entry) -> ControlFlow<()>) -> Result<()> {
         // A file descriptor of its own: the place in the directory belongs to one.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::openat(self.directory()?, c".", flags, Mode::empty());
-        let directory = directory.map_err(|error| self.error(error))?;
+        let directory = rustix::fs::openat(self.0.directory()?, c".", flags, Mode::empty());
+        let directory = directory.map_err(|error| self.0.error(error))?;
         let mut buffer = vec![MaybeUninit::uninit(); ENTRIES];
         let mut raw = RawDir::new(directory, &mut buffer);
         while let Some(entry) = raw.next() {
-            let entry = entry.map_err(|error| self.error(error))?;
+            let entry = entry.map_err(|error| self.0.error(error))?;
             let name = entry.file_name().to_bytes();
             if name == b"." || name == b".." {
                 continue;
@@ -180,15 +182,15 @@ impl Node for Arc<HostNode> {
     }
 
     fn lookup(&self, name: &[u8]) -> Result<Option<NodeRef>> {
-        Ok(self.child(name)?.map(|child| Arc::new(child) as NodeRef))
+        Ok(self.0.child(name)?.map(|child| Arc::new(HostNode(child)) as NodeRef))
     }
 
     fn link(&self) -> Result<Vec<u8>> {
-        let Some(parent) = self.parent.as_ref().filter(|_| self.kind() == Kind::Symlink) else {
-            return Err(Error::NotAFile(self.shown.clone()));
+        let Some(parent) = self.0.parent.as_ref().filter(|_| self.0.kind() == Kind::Symlink) else {
+            return Err(Error::NotAFile(self.0.shown.clone()));
         };
-        let target = rustix::fs::readlinkat(parent.file()?, OsStr::from_bytes(&self.name), Vec::new());
-        Ok(target.map_err(|error| self.error(error))?.into_bytes())
+        let target = rustix::fs::readlinkat(parent.file()?, OsStr::from_bytes(&self.0.name), Vec::new());
+        Ok(target.map_err(|error| self.0.error(error))?.into_bytes())
     }
 }
 

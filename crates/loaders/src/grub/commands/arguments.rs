@@ -127,8 +127,8 @@ pub fn parse(flags: &[Flag], arguments: &[String]) -> Outcome<Parsed> {
 /// Options of one letter each; what follows one with a value is its value.
 fn short<'f, 't>(flags: &'f [Flag], text: &'t str) -> Option<Vec<(&'f Flag, Option<&'t str>)>> {
     let mut found = Vec::new();
-    let mut chars = text.char_indices();
-    while let Some((at, c)) = chars.next() {
+    let chars = text.char_indices();
+    for (at, c) in chars {
         let flag = flags.iter().find(|f| f.short == Some(c))?;
         if flag.value == Value::No {
             found.push((flag, None));

@@ -50,7 +50,8 @@ const SPEED: u32 = 9600;
 /// A PC's serial lines.
 const PORTS: [u16; 4] = [0x3f8, 0x2f8, 0x3e8, 0x2e8];
 
-fn bad_os(error: impl ToString) -> Error {
+#[allow(clippy::needless_pass_by_value)] // for map_err
+fn bad_os(error: boot::Error) -> Error {
     Error::new(code::BAD_OS, error.to_string())
 }
 
@@ -69,11 +70,7 @@ struct Letters<'a> {
 
 /// Reads options; `known` says which bit a letter is. `r` takes a device and `h` a serial line,
 /// if `devices` is set.
-fn letters<'a>(
-    arguments: &'a [String],
-    devices: bool,
-    known: impl Fn(char) -> Option<u32>,
-) -> Outcome<Letters<'a>> {
+fn letters(arguments: &[String], devices: bool, known: impl Fn(char) -> Option<u32>) -> Outcome<Letters<'_>> {
     let mut out = Letters { flags: 0, root: None, serial: None, rest: arguments };
     while let Some((first, rest)) = out.rest.split_first() {
         let Some(letters) = first.strip_prefix('-').filter(|l| !l.is_empty()) else { break };

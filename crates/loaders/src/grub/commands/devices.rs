@@ -124,20 +124,19 @@ fn run_search(
     hints: &[&str],
     floppies: bool,
 ) -> Outcome {
-    match variable {
-        Some(variable) => {
-            let found = session.disks.find(wanted, hints, floppies).ok_or_else(|| not_found(name))?;
-            session.env.set(variable, &found)
+    if let Some(variable) = variable {
+        let found = session.disks.find(wanted, hints, floppies).ok_or_else(|| not_found(name))?;
+        session.env.set(variable, &found)
+    } else {
+        let found = session.disks.find_all(wanted, floppies);
+        if found.is_empty() {
+            return Err(not_found(name));
         }
-        None => {
-            let found = session.disks.find_all(wanted, floppies);
-            if found.is_empty() {
-                return Err(not_found(name));
-            }
-            found.iter().for_each(|device| session.print_word(device));
-            session.print("\n");
-            Ok(())
+        for device in &found {
+            session.print_word(device);
         }
+        session.print("\n");
+        Ok(())
     }
 }
 
@@ -168,12 +167,11 @@ fn probe(session: &mut Session, arguments: &[String]) -> Outcome {
     let name = parsed.one("device")?;
     let device = name.strip_prefix('(').and_then(|n| n.strip_suffix(')')).unwrap_or(name);
     let text = probed(session, &parsed, device)?;
-    match parsed.has("set") {
-        true => session.env.set(parsed.value("set").unwrap_or("root"), &text),
-        false => {
-            session.print(&format!("{text}\n"));
-            Ok(())
-        }
+    if parsed.has("set") {
+        session.env.set(parsed.value("set").unwrap_or("root"), &text)
+    } else {
+        session.print(&format!("{text}\n"));
+        Ok(())
     }
 }
 

@@ -74,7 +74,7 @@ impl Block {
         match (at, value) {
             (Some(at), Some(value)) => {
                 if let Some(variable) = self.variables.get_mut(at) {
-                    variable.1 = value.to_owned();
+                    value.clone_into(&mut variable.1);
                 }
             }
             (Some(at), None) => drop(self.variables.remove(at)),

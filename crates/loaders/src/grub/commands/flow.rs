@@ -51,12 +51,11 @@ fn configfile(session: &mut Session, arguments: &[String]) -> Outcome {
 }
 
 fn normal(session: &mut Session, arguments: &[String]) -> Outcome {
-    match arguments.first() {
-        Some(file) => session.configfile(file),
-        None => {
-            let file = format!("{}/grub.cfg", session.env.get("prefix").unwrap_or_default());
-            session.configfile(&file)
-        }
+    if let Some(file) = arguments.first() {
+        session.configfile(file)
+    } else {
+        let file = format!("{}/grub.cfg", session.env.get("prefix").unwrap_or_default());
+        session.configfile(&file)
     }
 }
 

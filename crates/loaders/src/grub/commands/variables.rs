@@ -27,13 +27,12 @@ fn set(session: &mut Session, arguments: &[String]) -> Outcome {
         session.print(&lines);
         return Ok(());
     };
-    match argument.split_once('=') {
-        Some((name, value)) => session.env.set(name, value),
-        None => {
-            let line = format!("{argument}={}\n", session.env.get(argument).unwrap_or_default());
-            session.print(&line);
-            Ok(())
-        }
+    if let Some((name, value)) = argument.split_once('=') {
+        session.env.set(name, value)
+    } else {
+        let line = format!("{argument}={}\n", session.env.get(argument).unwrap_or_default());
+        session.print(&line);
+        Ok(())
     }
 }
 
@@ -41,7 +40,9 @@ fn unset(session: &mut Session, arguments: &[String]) -> Outcome {
     if arguments.is_empty() {
         return Err(Error::expected("one argument"));
     }
-    arguments.iter().for_each(|name| session.env.unset(name));
+    for name in arguments {
+        session.env.unset(name);
+    }
     Ok(())
 }
 

@@ -366,13 +366,14 @@ impl Session<'_> {
                         self.menu_prompt();
                         return if self.stop.is_some() { Choice::Leave } else { Choice::Run(start) };
                     }
-                    name => match self.menu.find(name) {
-                        Some(index) => return Choice::Run(index),
-                        None => {
+                    name => {
+                        if let Some(index) = self.menu.find(name) {
+                            return Choice::Run(index);
+                        } else {
                             self.complain(&Error::argument(format!("there is no entry `{name}'")));
                             answer.clear();
                         }
-                    },
+                    }
                 },
                 Input::Key(Key::Char(c)) if answer.len() < 1000 => answer.push(c),
                 Input::Key(Key::Escape) if nested => return Choice::Leave,

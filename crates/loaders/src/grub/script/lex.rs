@@ -84,7 +84,7 @@ impl<'a> Lexer<'a> {
         loop {
             // A line may end in CR LF.
             while self.skip(" ") || self.skip("\t") || self.skip("\r") {}
-            if self.text.get(self.at..).is_some_and(|rest| rest.trim_end_matches('\r') == "\\") {
+            if matches!(self.text.get(self.at..), Some("\\" | "\\\r")) {
                 return Err(ParseError::Incomplete);
             }
             if !self.skip("\\\n") && !self.skip("\\\r\n") {

@@ -30,6 +30,14 @@ pub struct Word {
 }
 
 impl Word {
+    /// Bytes of its text.
+    pub fn len(&self) -> usize {
+        let piece = |piece: &Piece| match piece {
+            Piece::Text(s) | Piece::Quoted(s) | Piece::Variable(s) | Piece::QuotedVariable(s) => s.len(),
+        };
+        self.pieces.iter().map(piece).sum()
+    }
+
     /// The text, if the word is made of nothing else and has no quotes.
     pub fn plain(&self) -> Option<&str> {
         match self.pieces.as_slice() {

@@ -166,7 +166,7 @@ menuentry 'UEFI Firmware Settings' $menuentry_id_option 'uefi-firmware' { fwsetu
 /// An installation medium in Debian's manner: fonts and colours that can't be had, several menus.
 #[test]
 fn debians_installer() {
-    let config = r#"
+    let config = r"
 if loadfont $prefix/font.pf2 ; then
   set gfxmode=800x600
   set gfxpayload=keep
@@ -204,7 +204,7 @@ submenu --hotkey=a 'Advanced options ...' {
         initrd   /install.amd/initrd.gz
     }
 }
-"#;
+";
     let files: &[(&str, &[u8])] = &[
         ("/install.amd/vmlinuz", b"kernel"),
         ("/install.amd/initrd.gz", b"i"),

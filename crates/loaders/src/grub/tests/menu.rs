@@ -138,7 +138,7 @@ fn without_a_terminal_the_list_is_lines() {
                 ended.output
             ),
             booted => {
-                assert!(got.contains(&format!("/vmlinuz {booted} ")), "{input:?}: {got} {}", ended.output)
+                assert!(got.contains(&format!("/vmlinuz {booted} ")), "{input:?}: {got} {}", ended.output);
             }
         }
     }

@@ -97,3 +97,14 @@ fn mutated_configurations_do_no_harm() {
         });
     }
 }
+
+#[test]
+fn functions_and_entries_are_bounded() {
+    let mut rig = Rig::new(&[], "");
+    let many: String =
+        (0..30).map(|n| format!("function f{n} {{ {} }}\n", "x a b c d e f g;".repeat(1000))).collect();
+    let output = rig.text(&many);
+    assert!(output.contains("too many functions"), "{output}");
+    let output = rig.text("while true; do menuentry a { true; }; done");
+    assert!(output.contains("too many menu entries"), "{}", &output[..200]);
+}

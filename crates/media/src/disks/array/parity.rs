@@ -1,5 +1,7 @@
 //! RAID 4, 5 and 6, with up to as many devices missing as there are parities.
 
+use std::cell::Cell;
+
 use super::layout::{Layout, Stripe};
 use super::{missing, pieces};
 use crate::source::check;
@@ -7,6 +9,10 @@ use crate::{Result, Source, SourceRef};
 
 /// Bytes that are worked out at a time.
 const STEP: usize = 64 << 10;
+
+thread_local! {
+    static RECOVERING: Cell<bool> = const { Cell::new(false) };
+}
 
 /// An array with parity.
 pub struct Parity {
@@ -41,8 +47,19 @@ impl Parity {
         self.leg(device).is_some_and(|leg| leg.read_at(at, to).is_ok())
     }
 
-    /// Works out the data chunk `wanted` of a stripe from the others.
+    /// Works out a part of a data chunk. Never while another array does so: arrays within arrays
+    /// would multiply the work with each level.
     fn recover(&self, stripe: &Stripe, wanted: usize, at: u64, to: &mut [u8]) -> Result<()> {
+        if RECOVERING.replace(true) {
+            return Err(missing("raid"));
+        }
+        let result = self.work_out(stripe, wanted, at, to);
+        RECOVERING.set(false);
+        result
+    }
+
+    /// Works out the data chunk `wanted` of a stripe from the others.
+    fn work_out(&self, stripe: &Stripe, wanted: usize, at: u64, to: &mut [u8]) -> Result<()> {
         let mut other = None;
         let mut p = vec![0; to.len()];
         let mut q = vec![0; to.len()];

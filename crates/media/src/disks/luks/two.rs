@@ -96,7 +96,8 @@ struct Digest {
     keyslots: Vec<String>,
     segments: Vec<String>,
     salt: String,
-    digest: String,
+    #[serde(rename = "digest")]
+    wanted: String,
     hash: Option<String>,
     iterations: Option<u32>,
 }
@@ -107,8 +108,8 @@ fn bad(what: impl Into<String>) -> Error {
 
 /// The newer of the two headers that is sound.
 fn header(source: &SourceRef) -> Result<Header> {
-    let first = area(source, 0, super::MAGIC);
-    let second = || SIZES.iter().find_map(|at| area(source, *at, SECOND).ok());
+    let first = area(source, 0, *super::MAGIC);
+    let second = || SIZES.iter().find_map(|at| area(source, *at, *SECOND).ok());
     let text = match first {
         Ok((sequence, text)) => match second() {
             Some((later, other)) if later > sequence => other,
@@ -122,10 +123,10 @@ fn header(source: &SourceRef) -> Result<Header> {
 }
 
 /// Sequence number and text of a header, whose checksum covers both parts.
-fn area(source: &SourceRef, at: u64, magic: &[u8; 6]) -> Result<(u64, Vec<u8>)> {
+fn area(source: &SourceRef, at: u64, magic: [u8; 6]) -> Result<(u64, Vec<u8>)> {
     let head = source.read_vec(at, BINARY)?;
     let short = || bad("header");
-    if !head.starts_with(magic) || head.u16_be(6) != Some(2) || head.u64_be(256) != Some(at) {
+    if !head.starts_with(&magic) || head.u16_be(6) != Some(2) || head.u64_be(256) != Some(at) {
         return Err(short());
     }
     let size = head.u64_be(8).filter(|size| SIZES.contains(size)).ok_or_else(short)?;
@@ -185,7 +186,7 @@ fn open(source: &SourceRef, slot: &Slot, digest: &Digest, passphrase: &[u8]) -> 
     if digest.kind != "pbkdf2" {
         return Err(Error::unsupported(KIND, format!("digest of type {}", digest.kind)));
     }
-    let wanted = base64(&digest.digest)?;
+    let wanted = base64(&digest.wanted)?;
     let hash = Hash::new(digest.hash.as_deref().unwrap_or_default())?;
     let rounds = digest.iterations.unwrap_or(0);
     if wanted.is_empty() || wanted.len() > 64 {

@@ -29,7 +29,8 @@ fn volumes_of_the_kernel() {
     let Some(scratch) = unpacked() else { return };
     let found = scan(&disks(&scratch, &[]));
     for lv in [
-        "lv_root", "a-b", "raid1", "mirror", "raid0", "raid4", "raid5", "raid5n", "raid6", "raid6nc", "raid6ls", "raid10",
+        "lv_root", "a-b", "raid1", "mirror", "raid0", "raid4", "raid5", "raid5n", "raid6", "raid6nc",
+        "raid6ls", "raid10",
     ] {
         let bytes = expected(&scratch, lv);
         let volume = find(&found, &lv.replace('-', "--"));
@@ -47,7 +48,9 @@ fn volumes_with_disks_missing() {
     let Some(scratch) = unpacked() else { return };
     for without in [vec![0], vec![1], vec![3], vec![0, 2], vec![1, 3]] {
         let found = scan(&disks(&scratch, &without));
-        for (lv, spare) in [("raid4", 1), ("raid5", 1), ("raid5n", 1), ("raid6", 2), ("raid6nc", 2), ("raid6ls", 2)] {
+        for (lv, spare) in
+            [("raid4", 1), ("raid5", 1), ("raid5n", 1), ("raid6", 2), ("raid6nc", 2), ("raid6ls", 2)]
+        {
             let volume = find(&found, lv);
             if without.len() > spare {
                 assert!(matches!(volume.source, Err(Failure::Missing(_))), "{lv} without {without:?}");
@@ -118,6 +121,16 @@ fn nonsense_is_refused() {
         let failure = format!("{:?}", made(&volumes, "a").err().unwrap());
         assert!(failure.contains(why), "{volumes}: {failure}");
     }
+    // A chain that is longer than the stack.
+    let chain: String = (0..20_000)
+        .map(|n| {
+            lv(
+                &format!("v{n}"),
+                &format!("type = \"striped\" stripe_count = 1 stripes = [\"v{}\", 0]", n + 1),
+            )
+        })
+        .collect();
+    assert!(format!("{:?}", made(&chain, "v0").err().unwrap()).contains("within each other"));
     let zero = made(&lv("a", "type = \"zero\""), "a").unwrap();
     assert_eq!(zero.read_vec(0, 8192).unwrap(), vec![0; 8192]);
 }
@@ -140,10 +153,8 @@ fn damage_is_survived() {
     }
     // Texts whose checksum an attacker makes right.
     let texts = label::read(&all[0].source).unwrap().unwrap().texts(&all[0].source);
-    let physical: HashMap<String, SourceRef> = all
-        .iter()
-        .map(|c| (label::read(&c.source).unwrap().unwrap().uuid, c.source.clone()))
-        .collect();
+    let physical: HashMap<String, SourceRef> =
+        all.iter().map(|c| (label::read(&c.source).unwrap().unwrap().uuid, c.source.clone())).collect();
     let text: SourceRef = Arc::new(Bytes(texts[0].clone()));
     for seed in 0..2000 {
         let damaged: SourceRef = Arc::new(mutations(&text, &[(0, texts[0].len())], seed));

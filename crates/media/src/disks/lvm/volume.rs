@@ -14,6 +14,8 @@ use crate::{Fields, SourceRef, Window};
 /// Most segments of a volume, and most devices of a segment.
 const MAX_SEGMENTS: usize = 65536;
 const MAX_DEVICES: usize = 1024;
+/// Volumes within volumes; a cached thin pool on RAID has five levels.
+const MAX_DEPTH: usize = 8;
 /// Magic number of device mapper's RAID superblock (`drivers/md/dm-raid.c`).
 const RAID_MAGIC: u32 = 0x6452_6d44;
 
@@ -31,6 +33,7 @@ pub struct Group<'a> {
     snapshots: Vec<&'a str>,
     /// What was made already; `None` while it is being made.
     made: HashMap<&'a str, Option<Made>>,
+    depth: usize,
 }
 
 /// A segment with what all kinds need.
@@ -66,7 +69,7 @@ impl<'a> Group<'a> {
             .filter(|(_, segment)| segment.text("type") == Some("snapshot"))
             .filter_map(|(_, segment)| segment.text("cow_store"))
             .collect();
-        Ok(Self { name, extent, volumes, physical, snapshots, made: HashMap::new() })
+        Ok(Self { name, extent, volumes, physical, snapshots, made: HashMap::new(), depth: 0 })
     }
 
     /// Whether a volume is one that `lvs` lists without asking for all.
@@ -86,12 +89,17 @@ impl<'a> Group<'a> {
             Some(None) => return Err(self.bad(name, "is within itself")),
             None => {}
         }
+        if self.depth >= MAX_DEPTH {
+            return Err(self.bad(name, "too many volumes within each other"));
+        }
+        self.depth += 1;
         self.made.insert(name, None);
         let made = if self.snapshots.contains(&name) {
             Err(self.unsupported(name, "a snapshot"))
         } else {
             self.make(name, body)
         };
+        self.depth -= 1;
         self.made.insert(name, Some(made.clone()));
         made
     }

@@ -130,7 +130,7 @@ fn assemble(newest: &Superblock, members: &[Member]) -> Result<SourceRef, Failur
             }
             Arc::new(striped)
         }
-        level @ (4 | 5 | 6) => {
+        level @ 4..=6 => {
             let layout = Layout::md(level, newest.layout)
                 .ok_or_else(|| unsupported(format!("layout {} of RAID {level}", newest.layout)))?;
             if newest.devices - there > layout.parities() {

@@ -6,7 +6,7 @@ use crate::testing::{Scratch, mutations};
 use crate::{Bytes, FileSource};
 
 fn members(scratch: &Scratch, name: &str) -> Vec<Candidate> {
-    (0..)
+    (0..8)
         .map(|n| format!("{name}-{n}"))
         .take_while(|member| scratch.join(member).exists())
         .map(|member| Candidate {
