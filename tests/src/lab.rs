@@ -14,10 +14,21 @@ pub struct Scratch {
 impl Scratch {
     /// Makes a folder whose name contains `label`.
     pub fn new(label: &str) -> Result<Self> {
+        Self::below(&std::env::temp_dir(), label)
+    }
+
+    /// A folder in memory where the host has one, for VMs that are loaded: their RAM is then in it,
+    /// and goes with it.
+    pub fn in_memory(label: &str) -> Result<Self> {
+        let memory = Path::new("/dev/shm");
+        if memory.is_dir() { Self::below(memory, label) } else { Self::new(label) }
+    }
+
+    fn below(parent: &Path, label: &str) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("bhyve-test-{}-{number}-{label}", std::process::id());
-        let path = std::env::temp_dir().join(name);
+        let path = parent.join(name);
         std::fs::create_dir(&path).map_err(|error| format!("{}: {error}", path.display()))?;
         Ok(Self { path })
     }

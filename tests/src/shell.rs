@@ -18,13 +18,14 @@ pub struct Shell {
     console: Console,
     process: Process,
     folder: Scratch,
+    vms: Scratch,
     _terminal: File,
 }
 
 impl Shell {
     /// Starts it, in `namespace` if there is one.
     pub fn new(label: &str, namespace: Option<&Namespace>) -> Result<Self> {
-        let folder = Scratch::new(label)?;
+        let (folder, vms) = (Scratch::new(label)?, Scratch::in_memory(label)?);
         std::fs::create_dir(folder.path().join("work"))?;
         let programs = bhyve_binary()?;
         let programs = programs.parent().unwrap_or(Path::new("/"));
@@ -39,7 +40,7 @@ impl Shell {
             .args(["--ctty", "sh", "-i"])
             .current_dir(folder.path().join("work"))
             .env("PATH", format!("{}:{}:{search}:/usr/sbin:/sbin", programs.display(), examples.display()))
-            .env("VMM_DIR", folder.path().join("vmm"))
+            .env("VMM_DIR", vms.path().join("vmm"))
             .env("XDG_RUNTIME_DIR", folder.path())
             .env("TERM", "vt100")
             .env("PS1", PROMPT)
@@ -49,7 +50,7 @@ impl Shell {
             .stderr(theirs.try_clone()?);
         let process = Process::spawn(&mut command)?;
         let console = Console::new(Some(ours.try_clone()?.into()), ours.into());
-        let mut shell = Self { console, process, folder, _terminal: theirs };
+        let mut shell = Self { console, process, folder, vms, _terminal: theirs };
         shell.console.expect(PROMPT, COMMAND)?;
         Ok(shell)
     }
@@ -61,7 +62,7 @@ impl Shell {
 
     /// Where its VMs are listed.
     pub fn vms(&self) -> PathBuf {
-        self.folder.path().join("vmm")
+        self.vms.path().join("vmm")
     }
 
     /// The terminal.

@@ -22,7 +22,7 @@ struct Vms {
 
 impl Vms {
     fn new(label: &str) -> Result<Self> {
-        Ok(Self { scratch: Scratch::new(label)? })
+        Ok(Self { scratch: Scratch::in_memory(label)? })
     }
 
     fn path(&self) -> PathBuf {
