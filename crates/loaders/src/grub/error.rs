@@ -72,6 +72,7 @@ impl Error {
             Media::Io { .. } | Media::PastEnd { .. } => {
                 Self::new(code::FILE_READ_ERROR, format!("`{name}': {error}"))
             }
+            Media::WrongPassphrase => Self::new(code::ACCESS_DENIED, format!("`{name}': {error}")),
             Media::Corrupt { .. } | Media::Unsupported { .. } | Media::TooLarge(_) => {
                 Self::new(code::BAD_FS, format!("`{name}': {error}"))
             }

@@ -321,6 +321,17 @@ impl Session<'_> {
         }
     }
 
+    /// `eval`: runs a text as if it stood here.
+    pub(super) fn eval(&mut self, text: &str) -> Outcome {
+        self.status = 0;
+        self.run_text(text, None);
+        match self.status {
+            0 => Ok(()),
+            // It has been shown already.
+            status => Err(Error::new(status, "")),
+        }
+    }
+
     /// `configfile`: runs a file in a context of its own, and shows the menu that it makes.
     pub(super) fn configfile(&mut self, name: &str) -> Outcome {
         self.env.push()?;

@@ -15,6 +15,7 @@ pub(super) const COMMANDS: &[Command] = &[
         configfile,
     ),
     command("normal", "[FILE]", "Run a configuration, $prefix/grub.cfg by default.", normal),
+    command("eval", "TEXT...", "Run a text.", eval),
     command("setparams", "[ARG...]", "Set the positional parameters.", setparams),
     command("shift", "[N]", "Drop positional parameters.", shift),
     command("boot", "", "Start the kernel that was loaded.", boot),
@@ -43,6 +44,10 @@ pub(in crate::grub) fn control(name: &str, arguments: &[String]) -> Option<Outco
 fn source(session: &mut Session, arguments: &[String]) -> Outcome {
     let (file, rest) = arguments.split_first().ok_or_else(|| Error::expected("filename"))?;
     session.source(file, rest)
+}
+
+fn eval(session: &mut Session, arguments: &[String]) -> Outcome {
+    session.eval(&arguments.join(" "))
 }
 
 fn configfile(session: &mut Session, arguments: &[String]) -> Outcome {

@@ -222,7 +222,6 @@ const REFUSED: &[(&[&str], &str)] = &[
             "macppcbless",
             "mactelbless",
             "tr",
-            "eval",
             "keymap",
             "keystatus",
         ],

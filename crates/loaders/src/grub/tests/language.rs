@@ -49,6 +49,7 @@ fn what_scripts_print() {
         ("function f { setparams a b; echo $2; }; f", "b\n"),
         ("function e { echo mine; }; e; echo still", "mine\nstill\n"),
         // Files.
+        ("x='echo a; y=b'; eval $x; echo $y", "a\nb\n"),
         (". /lib.cfg; echo $from_lib; lib 1", "yes\nlib 1\n"),
         ("source /args.cfg a b; echo $?", "2 a b\n3\n"),
         ("configfile /lib.cfg; echo \"<$from_lib>\"", "<>\n"),
