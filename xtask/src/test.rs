@@ -8,7 +8,7 @@ use lexopt::Parser;
 use crate::build::{cargo, succeed};
 use crate::{build, no_arguments};
 
-/// What the tests run besides our own programs, and the packages that hold it.
+/// What the tests run besides our own programs (or a file that they read), and the package that holds it.
 const TOOLS: &[(&str, &str)] = &[
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("mke2fs", "e2fsprogs"),
@@ -28,16 +28,21 @@ const TOOLS: &[(&str, &str)] = &[
     ("lzop", "lzop"),
     ("mksquashfs", "squashfs-tools"),
     ("mkfs.btrfs", "btrfs-progs"),
-    ("grub-fstest", "grub-common"),
     ("mkfs.xfs", "xfsprogs"),
     ("genisoimage", "genisoimage"),
     ("makefs", "makefs"),
-    ("sfdisk", "fdisk"),
     ("mkfs.fat", "dosfstools"),
     ("mcopy", "mtools"),
     ("mkfs.exfat", "exfatprogs"),
     ("mount.exfat-fuse", "exfat-fuse"),
     ("ntfs-3g", "ntfs-3g"),
+    ("mmdebstrap", "mmdebstrap"),
+    ("cu", "cu"),
+    ("tmux", "tmux"),
+    ("file", "file"),
+    ("losetup", "mount"),
+    ("tar", "tar"),
+    ("/usr/lib/ISOLINUX/isohdpfx.bin", "isolinux"),
 ];
 
 /// Builds and tests.
