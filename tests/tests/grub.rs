@@ -11,6 +11,8 @@ use rustix::process::Signal;
 
 /// How long anything at the prompt may take on a loaded machine.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// A folder without a configuration: the host's own GRUB may have one where it is looked for.
+const NOWHERE: &str = "/nowhere";
 const BOOT: Duration = Duration::from_mins(3);
 
 fn binary() -> Result<PathBuf> {
@@ -124,7 +126,7 @@ fn the_prompt_on_a_terminal() -> Result<()> {
     }
     let place = Place::new("grub-prompt")?;
     place.write("tree/notes.txt", b"a note\n")?;
-    let mut session = Session::start(&place, &["vm"])?;
+    let mut session = Session::start(&place, &["-d", NOWHERE, "vm"])?;
     session.expect("grub> ")?;
     assert!(!session.is_sane()?, "raw while it asks");
     let folder = place.path("tree");
@@ -161,7 +163,7 @@ fn a_signal_leaves_neither_raw_terminal_nor_half_a_vm() -> Result<()> {
         return Ok(());
     }
     let place = Place::new("grub-signal")?;
-    let mut session = Session::start(&place, &["vm"])?;
+    let mut session = Session::start(&place, &["-d", NOWHERE, "vm"])?;
     session.expect("grub> ")?;
     // SIGINT is a Ctrl-C: the prompt comes again.
     session.process.signal(Signal::INT)?;
@@ -209,6 +211,7 @@ fn bad_input_is_one_clear_line() -> Result<()> {
     for (arguments, why) in [
         (&["-m", "none.map", "vm"][..], "none.map: No such file"),
         (&["-m", "bad.map", "vm"], "bad.map:1: "),
+        (&["-d", NOWHERE, "-r", "hd0)", "vm"], "-r hd0)"),
         (&["a/b"], "a/b"),
         (&["a-name-that-is-longer-than-it-may-be-by-far"], "longer than 32"),
         (&["-M", "1", "vm"], "too little"),
@@ -227,10 +230,31 @@ fn bad_input_is_one_clear_line() -> Result<()> {
         assert_eq!(place.vms()?, Vec::<String>::new(), "{arguments:?}");
     }
     // A missing image is left out, the rest works.
-    let (status, output, complaint) = place.piped(&["-m", "gone.map", "vm"], "ls\nlinux (hd0)/x\n")?;
+    let (status, output, complaint) =
+        place.piped(&["-m", "gone.map", "-d", NOWHERE, "vm"], "ls\nlinux (hd0)/x\n")?;
     assert_eq!(status, Some(1));
     assert!(complaint.contains("warning: gone.map: line 1: gone.img"), "{complaint}");
     assert!(output.contains("(host)") && output.contains("error: no such device: hd0."), "{output}");
+    assert_eq!(place.vms()?, Vec::<String>::new());
+    Ok(())
+}
+
+#[test]
+fn a_vm_that_is_in_use_is_refused() -> Result<()> {
+    if or_skip().is_none() {
+        return Ok(());
+    }
+    let place = Place::new("grub-busy")?;
+    let mut session = Session::start(&place, &["-d", NOWHERE, "vm"])?;
+    session.expect("grub> ")?;
+    let (status, output, complaint) = place.piped(&["-d", NOWHERE, "vm"], "")?;
+    assert_eq!(status, Some(1), "{output}");
+    assert!(
+        complaint.starts_with("grub-bhyve: ") && complaint.contains("vm") && complaint.lines().count() == 1,
+        "{complaint}"
+    );
+    session.send("exit\r")?;
+    session.process.wait(PATIENCE)?;
     assert_eq!(place.vms()?, Vec::<String>::new());
     Ok(())
 }
@@ -272,7 +296,7 @@ fn typed_commands_boot_linux() -> Result<()> {
     }
     let place = Place::new("grub-typed")?;
     image(&lab, &place)?;
-    let mut session = Session::start(&place, &["-m", "device.map", "-r", "host", "-M", "512M", "guest"])?;
+    let mut session = Session::start(&place, &["-m", "device.map", "-d", NOWHERE, "-M", "512M", "guest"])?;
     session.expect("grub> ")?;
     session.send("ls\r")?;
     session.expect("(hd0) (host)")?;
