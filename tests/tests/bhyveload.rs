@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use guest_tests::{Process, Result, Scratch, bhyve_binary};
+use guest_tests::{Namespace, Process, Result, Scratch, Shell, bhyve_binary, is_root};
 use test_elf::{freebsd_kernel, freebsd_module};
 
 #[path = "../../crates/boot/src/test_elf.rs"]
@@ -151,7 +151,7 @@ struct System {
 
 impl System {
     fn new(label: &str) -> Result<Self> {
-        let system = Self { scratch: Scratch::new(label)? };
+        let system = Self { scratch: Scratch::in_memory(label)? };
         let write = |path: &str, bytes: &[u8]| -> Result<()> {
             let path = system.root().join(path);
             std::fs::create_dir_all(path.parent().ok_or("no folder")?)?;
@@ -406,5 +406,33 @@ fn the_user_chooses_in_the_menu_and_at_the_prompt() -> Result<()> {
     // A VM that was there keeps its name if nothing is loaded.
     assert_eq!(system.run_with("bhyveload", &arguments, "r")?.0, Some(2));
     assert_eq!(system.list(), ["chosen"]);
+    Ok(())
+}
+
+/// The handbook's way: `vmrun.sh` from a disk that has been installed.
+#[test]
+fn the_example_script_runs_a_disk() -> Result<()> {
+    if !is_root() {
+        eprintln!("skipped: only root can make a tap");
+        return Ok(());
+    }
+    if lacks(&["makefs", "file"]) {
+        return Ok(());
+    }
+    let system = System::new("vmrun")?;
+    let image = system.ufs("1")?;
+    let namespace = Namespace::new()?;
+    let mut shell = Shell::new("vmrun", Some(&namespace))?;
+    std::fs::copy(&image, shell.folder().join("guest.img"))?;
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/vmrun.sh");
+    shell.type_line(&format!("sh {} -c 4 -m 1024M -t tap0 -d guest.img guestname", script.display()))?;
+    let (status, said) = shell.finish(LIMIT)?;
+    assert_eq!(status, 1, "powered off: {said}");
+    assert!(Report::read(&said).is_ok(), "{said}");
+    assert_eq!(std::fs::read_dir(shell.vms())?.count(), 0, "the VM is destroyed");
+    // An empty disk and no installation image.
+    shell.check("truncate -s 1M empty.img")?;
+    let (status, said) = shell.run(&format!("sh {} -d empty.img guestname", script.display()))?;
+    assert!(status == 1 && said.contains("no installation image to be read"), "{said}");
     Ok(())
 }

@@ -25,7 +25,7 @@ struct Place(Scratch);
 
 impl Place {
     fn new(name: &str) -> Result<Self> {
-        let place = Self(Scratch::new(name)?);
+        let place = Self(Scratch::in_memory(name)?);
         fs::create_dir(place.path("vmm"))?;
         Ok(place)
     }
