@@ -77,6 +77,9 @@ pub struct Session<'a> {
     /// Words and statements in them.
     functions_weight: usize,
     modules: HashSet<String>,
+    /// Loop devices.
+    loops: HashSet<String>,
+    loops_made: usize,
     /// `$1`, `$2`, … of each function, file and menu entry that is running.
     arguments: Vec<Vec<String>>,
     menu: Menu,
@@ -143,6 +146,8 @@ impl<'a> Session<'a> {
             functions: HashMap::new(),
             functions_weight: 0,
             modules: HashSet::new(),
+            loops: HashSet::new(),
+            loops_made: 0,
             arguments: Vec::new(),
             menu: Menu::default(),
             kernel: None,

@@ -40,6 +40,11 @@ pub(super) const COMMANDS: &[Command] = &[
     command("cryptomount", "[-p PASSPHRASE] DEVICE|-u UUID|-a", "Open encrypted devices.", cryptomount),
 ];
 
+/// Most loop devices that are made in a session: each may be in the one that it replaces.
+const MAX_LOOPS_MADE: usize = 256;
+/// Most loop devices.
+const MAX_LOOPS: usize = 16;
+
 #[derive(Clone, Copy)]
 enum By {
     File,
@@ -145,13 +150,24 @@ fn loopback(session: &mut Session, arguments: &[String]) -> Outcome {
     let Some((name, rest)) = parsed.rest.split_first() else { return Err(Error::expected("device name")) };
     if parsed.has("delete") {
         let removed = session.disks.remove_loop(name);
+        session.loops.remove(name);
         return removed.map_err(|_| Error::new(code::UNKNOWN_DEVICE, "device not found"));
     }
     let file = rest.first().ok_or_else(|| Error::expected("filename"))?;
     let source = session.open(file)?;
+    // One may lie in another: they must not pile up.
+    if !session.loops.contains(name) && session.loops.len() >= MAX_LOOPS {
+        return Err(Error::argument(format!("there are {MAX_LOOPS} loop devices already")));
+    }
+    if session.loops_made >= MAX_LOOPS_MADE {
+        return Err(Error::argument(format!("{MAX_LOOPS_MADE} loop devices have been made")));
+    }
+    session.loops_made += 1;
     // The name gets the new file if it is a loop device already.
     let _ = session.disks.remove_loop(name);
-    session.disks.add_loop(name, source).map_err(|error| Error::argument(format!("{name}: {error}")))
+    session.disks.add_loop(name, source).map_err(|error| Error::argument(format!("{name}: {error}")))?;
+    session.loops.insert(name.clone());
+    Ok(())
 }
 
 fn probe(session: &mut Session, arguments: &[String]) -> Outcome {

@@ -129,8 +129,8 @@ fn sleep(session: &mut Session, arguments: &[String]) -> Outcome {
                 session.stop = Some(Stop::InputEnd);
                 return Ok(());
             }
-            // The end of a pipe comes at once: then only the time counts.
-            Input::End => std::thread::sleep(left),
+            // Pauses are for readers, and nobody is there.
+            Input::End => return Ok(()),
             Input::Key(_) | Input::Timeout => {}
         }
     }

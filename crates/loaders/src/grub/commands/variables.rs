@@ -18,8 +18,11 @@ pub(super) const COMMANDS: &[Command] = &[
     ),
 ];
 
-/// Longest pattern and text.
+/// Longest pattern and text, and memory of the pattern: matching takes their product in steps.
 const MAX_PATTERN: usize = 4096;
+const PATTERN_MEMORY: usize = 64 << 10;
+/// What a byte of text counts for, in bytes that are just copied.
+const TEXT_COST: usize = 1024;
 
 fn set(session: &mut Session, arguments: &[String]) -> Outcome {
     let Some(argument) = arguments.first() else {
@@ -82,10 +85,13 @@ fn regexp(session: &mut Session, arguments: &[String]) -> Outcome {
     const FLAGS: &[Flag] = &[Flag::many("set").short('s')];
     let parsed = parse(FLAGS, arguments)?;
     let [pattern, text] = parsed.rest.as_slice() else { return Err(Error::expected("two arguments")) };
-    if pattern.len() > MAX_PATTERN {
-        return Err(Error::argument("the pattern is too long"));
+    if pattern.len() > MAX_PATTERN || text.len() > MAX_PATTERN {
+        return Err(Error::argument("the pattern or the text is too long"));
     }
-    let regex = regex_lite::Regex::new(pattern)
+    session.charge(text.len() * TEXT_COST);
+    let regex = regex_lite::RegexBuilder::new(pattern)
+        .size_limit(PATTERN_MEMORY)
+        .build()
         .map_err(|error| Error::argument(format!("invalid regular expression: {error}")))?;
     let found = regex.captures(text).ok_or_else(Error::test_failure)?;
     for (index, target) in parsed.values("set").enumerate() {

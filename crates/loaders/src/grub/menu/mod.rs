@@ -369,10 +369,9 @@ impl Session<'_> {
                     name => {
                         if let Some(index) = self.menu.find(name) {
                             return Choice::Run(index);
-                        } else {
-                            self.complain(&Error::argument(format!("there is no entry `{name}'")));
-                            answer.clear();
                         }
+                        self.complain(&Error::argument(format!("there is no entry `{name}'")));
+                        answer.clear();
                     }
                 },
                 Input::Key(Key::Char(c)) if answer.len() < 1000 => answer.push(c),

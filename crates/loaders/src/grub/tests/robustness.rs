@@ -108,3 +108,23 @@ fn functions_and_entries_are_bounded() {
     let output = rig.text("while true; do menuentry a { true; }; done");
     assert!(output.contains("too many menu entries"), "{}", &output[..200]);
 }
+
+#[test]
+fn loop_devices_do_not_pile_up() {
+    let mut rig = Rig::new(&[("/a", b"abc")], "");
+    let output = rig.text(
+        "loopback l (host)/a; x=l; for n in 1 2 3 4 5 6 7 8 9 a b c d e f g h; do y=l$n; loopback $y ($x); x=$y; done\ncat (l3); loopback -d l3; loopback m /a; cat (m)",
+    );
+    assert!(output.ends_with("abcabc"), "{output}");
+    assert_eq!(output.matches("there are 16 loop devices already").count(), 1, "{output}");
+    // A device in its own place lies in the old one.
+    let output = rig.text("loopback q (m); while loopback q (q)+0; do true; done; echo ended");
+    assert!(output.ends_with("ended\n") && output.contains("loop devices"), "{output}");
+}
+
+#[test]
+fn costly_patterns_are_refused() {
+    let mut rig = Rig::new(&[], "");
+    let output = rig.text("regexp '(((a{99}){99}){99})' aaa; echo $?; sleep 1000000; echo awake");
+    assert!(output.contains("invalid regular expression") && output.ends_with("18\nawake\n"), "{output}");
+}
