@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::guest::terminal;
 use crate::{Console, Namespace, Process, Result, Scratch, bhyve_binary};
 
@@ -109,8 +111,18 @@ impl Shell {
 
 impl Drop for Shell {
     fn drop(&mut self) {
-        // The terminal's hang-up ends what the shell has started.
-        let _ = self.process.signal(rustix::process::Signal::HUP);
+        // The terminal's hang-up ends most of what the shell has started.
+        let _ = self.process.signal(Signal::HUP);
         let _ = self.process.wait(Duration::from_millis(200));
+        // What went to the background has our folder of VMs in its environment.
+        let own = format!("VMM_DIR={}", self.vms().display());
+        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let environment = std::fs::read(entry.path().join("environ")).unwrap_or_default();
+            let ours = environment.split(|byte| *byte == 0).any(|variable| variable == own.as_bytes());
+            let pid = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+            if let Some(pid) = pid.filter(|_| ours) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
     }
 }
