@@ -28,7 +28,8 @@ impl Folder {
     }
 
     fn statuses(&self, program: &str, list: &[u8]) {
-        let text: String = list.iter().map(|status| format!("{status}\n")).collect();
+        let words: Vec<String> = list.iter().map(u8::to_string).collect();
+        let text = if words.is_empty() { String::new() } else { words.join("\n") + "\n" };
         fs::write(self.0.join(format!("{program}.status")), text).unwrap();
     }
 
