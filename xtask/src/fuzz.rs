@@ -127,6 +127,7 @@ fn blank(path: &Path, size: u64) -> Result<()> {
     Ok(std::fs::File::create(path)?.set_len(size)?)
 }
 
+/// Images that a tool makes out of the tree.
 fn make(cache: &Cache, kind: &str, folder: &Path, tree: &Path) -> Result<()> {
     let image = |name: &str| folder.join(name);
     match kind {
@@ -178,6 +179,14 @@ fn make(cache: &Cache, kind: &str, folder: &Path, tree: &Path) -> Result<()> {
                 )?;
             }
         }
+        _ => return make_other(cache, kind, folder, tree),
+    }
+    Ok(())
+}
+
+fn make_other(cache: &Cache, kind: &str, folder: &Path, tree: &Path) -> Result<()> {
+    let image = |name: &str| folder.join(name);
+    match kind {
         "iso9660" => {
             tool("xorriso", &["-as", "mkisofs", "-quiet", "-R", "-J", "-o"], &[&image("rr"), tree])?;
             tool("xorriso", &["-as", "mkisofs", "-quiet", "-o"], &[&image("plain"), tree])?;

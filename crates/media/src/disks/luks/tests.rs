@@ -89,7 +89,9 @@ fn sectors_of_device_mapper() {
     let mut count = 0;
     for file in std::fs::read_dir(scratch.path()).unwrap() {
         let name = file.unwrap().file_name().into_string().unwrap();
-        let Some((cipher, len)) = name.strip_prefix("crypt-").and_then(|n| n.rsplit_once('-')) else { continue };
+        let Some((cipher, len)) = name.strip_prefix("crypt-").and_then(|n| n.rsplit_once('-')) else {
+            continue;
+        };
         // The digits 10, 11, 12 …, read as hexadecimal.
         let key: Vec<u8> = (10..10 + len.parse::<u8>().unwrap()).map(|n| n / 10 * 16 + n % 10).collect();
         let cipher = Cipher::new(cipher, &key).unwrap();
@@ -101,7 +103,9 @@ fn sectors_of_device_mapper() {
         count += 1;
     }
     assert_eq!(count, 5);
-    for (cipher, len) in [("aes-xts-plain64", 30), ("aes-ecb", 32), ("aes-lrw-benbi", 32), ("camellia-xts-plain64", 64)] {
+    for (cipher, len) in
+        [("aes-xts-plain64", 30), ("aes-ecb", 32), ("aes-lrw-benbi", 32), ("camellia-xts-plain64", 64)]
+    {
         let error = Cipher::new(cipher, &vec![0; len]).err().unwrap().to_string();
         assert!(error.contains(cipher), "{error}");
     }

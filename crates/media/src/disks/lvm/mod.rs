@@ -80,7 +80,8 @@ fn volumes(metadata: &Metadata, physical: &HashMap<String, SourceRef>) -> Vec<Fo
         Err(failure) => return vec![found(metadata, "", "", Err(failure))],
     };
     let Some(all) = metadata.body.section("logical_volumes") else { return Vec::new() };
-    let visible: Vec<_> = all.sections().filter(|(name, lv)| group.is_visible(name, lv)).take(MAX_VOLUMES).collect();
+    let visible: Vec<_> =
+        all.sections().filter(|(name, lv)| group.is_visible(name, lv)).take(MAX_VOLUMES).collect();
     visible
         .into_iter()
         .map(|(name, lv)| found(metadata, name, lv.text("id").unwrap_or_default(), group.volume(name)))
