@@ -350,7 +350,7 @@ fn a_console_on_a_null_modem() -> Result<()> {
     shell.type_line("reboot")?;
     // The line's end: `cu` is told to let go.
     shell.expect("Rebooting", END).or_else(|_| shell.expect("Restarting", END))?;
-    shell.console().send("\r~.")?;
+    shell.console().send("\r~.\r")?;
     shell.expect("Disconnected", END)?;
     // Whatever was on the line when it was cut is no command.
     std::thread::sleep(Duration::from_millis(300));

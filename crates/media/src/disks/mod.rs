@@ -132,6 +132,12 @@ impl Disks {
         Ok(self.partitions(&device.disk)?.first().map(|p| p.map))
     }
 
+    /// The name of what an encrypted device holds, if it is open.
+    pub fn unlocked(&self, name: &str) -> Option<String> {
+        let device = self.device(name).ok()?;
+        self.table().opened(&device.name)
+    }
+
     /// Opens an encrypted device and gives the name of the new one: `crypto0`. A device that is
     /// open already keeps its name.
     pub fn unlock(&self, name: &str, passphrase: &[u8]) -> Result<String> {

@@ -147,6 +147,7 @@ fn an_encrypted_device_is_opened_once() {
     assert!(matches!(disks.unlock("(hd0)", b"wrong"), Err(Error::WrongPassphrase)));
     assert_eq!(disks.unlock("(hd0)", b"secret").unwrap(), "crypto0");
     assert_eq!(disks.unlock("hd0", b"anything").unwrap(), "crypto0");
+    assert_eq!(disks.unlocked("hd0").as_deref(), Some("crypto0"));
     assert!(disks.source("crypto0").is_ok());
     assert_eq!(disks.device(&format!("cryptouuid/{}", encrypted[0].1)).unwrap().name, "crypto0");
     assert_eq!(disks.names(), ["hd0", "crypto0"]);

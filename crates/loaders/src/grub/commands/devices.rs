@@ -267,6 +267,10 @@ fn cryptomount(session: &mut Session, arguments: &[String]) -> Outcome {
 }
 
 fn unlock(session: &mut Session, device: &str, uuid: &str, given: Option<&str>) -> Outcome {
+    // Generated menus open devices in every entry.
+    if session.disks.unlocked(device).is_some() {
+        return Ok(());
+    }
     let passphrase = match given {
         Some(given) => given.to_owned(),
         None => secret(session.console, &format!("Enter passphrase for {device} ({uuid}): "))
