@@ -23,10 +23,10 @@ impl FdHandler for Acceptor {
     fn ready(&self, _: bool, _: bool) {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let Ok(client) = accept_with(&*self.socket, flags) else { return };
+        let Some(stream) = self.stream.upgrade() else { return };
+        stream.end_if_gone();
         // A second client is turned away at once rather than left waiting.
-        if let Some(stream) = self.stream.upgrade()
-            && !stream.connected()
-        {
+        if !stream.connected() {
             // Keystrokes must not wait for company. Not a TCP socket: no such option.
             let _ = rustix::net::sockopt::set_tcp_nodelay(&client, true);
             // Out of descriptors: the client is turned away.

@@ -185,6 +185,28 @@ impl Stream {
         self.lock().link.is_some()
     }
 
+    /// Ends a connection whose other side is gone, after its last words. To be called on the loop's
+    /// thread, which may hear of a new connection before it hears of the end of the old one.
+    pub(super) fn end_if_gone(&self) {
+        let gone = |state: &State| {
+            let Some(link) = &state.link else { return false };
+            let mut fds = [PollFd::new(&*link.input, PollFlags::RDHUP)];
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            let end = PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR;
+            poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().intersects(end)
+        };
+        if !gone(&self.lock()) {
+            return;
+        }
+        for _ in 0..OUTPUT_LIMIT / CHUNK {
+            if !self.connected() {
+                return;
+            }
+            self.pump_input();
+        }
+        self.close();
+    }
+
     /// Starts to wait for input, if there is a device to take it.
     fn watch_input(&self) {
         if self.front().is_none() {
