@@ -117,14 +117,14 @@ fn options_that_would_do_nothing() {
 #[test]
 fn kernels_that_are_no_kernels() {
     let folder = Folder::new("kernels");
-    folder.refuses(&SOFT, "kernel.path=kernel: cannot open kernel: No such file or directory");
+    folder.refuses(&SOFT, "-o kernel.path=kernel: cannot open kernel: No such file or directory");
     let output = {
         folder.file("kernel", b"#!/bin/sh\necho not a kernel\n");
         folder.run(Command::new(env!("CARGO_BIN_EXE_bhyve")), &SOFT)
     };
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{said}");
-    assert!(said.starts_with("bhyve: kernel.path=kernel: "), "{said}");
+    assert!(said.starts_with("bhyve: -o kernel.path=kernel: "), "{said}");
 }
 
 #[test]
@@ -135,7 +135,10 @@ fn a_kernel_that_may_not_be_read() {
     let output = folder.run(unprivileged(&folder), &SOFT);
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{said}");
-    assert!(said.starts_with("bhyve: kernel.path=kernel: cannot open kernel: Permission denied"), "{said}");
+    assert!(
+        said.starts_with("bhyve: -o kernel.path=kernel: cannot open kernel: Permission denied"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -144,7 +147,7 @@ fn an_image_survives_a_vm_that_does_not_start() {
     folder.file("disk.img", &vec![0xa5; 1 << 20]);
     folder.refuses(
         &with(&["-s", "3:0,virtio-blk,disk.img"]),
-        "kernel.path=kernel: cannot open kernel: No such file or directory",
+        "-o kernel.path=kernel: cannot open kernel: No such file or directory",
     );
     folder.refuses(
         &with(&["-s", "3:0,virtio-blk,disk.img", "-s", "4:0,virtio-blk,disk.img"]),
