@@ -55,8 +55,14 @@ pub fn have(program: &str) -> bool {
 /// Runs a program; its output is the error if it fails.
 pub fn run(program: &str, arguments: &[&str]) -> Result<String, String> {
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
-    let output =
-        Command::new("timeout").args(["-k", "5", "120", program]).args(arguments).env("PATH", path).output();
+    let output = Command::new("timeout")
+        .args(["-k", "5", "120", program])
+        .args(arguments)
+        .env("PATH", path)
+        // Names are UTF-8 whatever the user speaks; some tools leave files where they are started.
+        .env("LC_ALL", "C.UTF-8")
+        .current_dir(std::env::temp_dir())
+        .output();
     let output = output.map_err(|error| format!("{program}: {error}"))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     if output.status.success() {
