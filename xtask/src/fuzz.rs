@@ -221,7 +221,7 @@ fn make_other(cache: &Cache, kind: &str, folder: &Path, tree: &Path) -> Result<(
         "tar" => {
             for format in ["gnu", "pax", "ustar"] {
                 let option = format!("--format={format}");
-                tool("tar", &[&option, "-cSf"], &[&image(format), Path::new("-C"), tree, Path::new("sub")])?;
+                tool("tar", &[&option, "-cf"], &[&image(format), Path::new("-C"), tree, Path::new("sub")])?;
             }
         }
         "cpio" => {

@@ -14,7 +14,7 @@ type Named = (String, PathBuf);
 
 /// What to boot.
 pub struct Kernel {
-    kernel: Named,
+    image: Named,
     initrd: Option<Named>,
     cmdline: String,
 }
@@ -27,7 +27,7 @@ impl Kernel {
         };
         let Some(kernel) = named("kernel.path")? else { return Ok(None) };
         Ok(Some(Self {
-            kernel,
+            image: kernel,
             initrd: named("kernel.initrd")?,
             cmdline: tree.get("kernel.cmdline")?.unwrap_or_default(),
         }))
@@ -47,6 +47,6 @@ impl Kernel {
             rsdp,
             text_screen: false,
         };
-        Ok(boot::load_direct(&request, open(&self.kernel)?)?)
+        Ok(boot::load_direct(&request, open(&self.image)?)?)
     }
 }

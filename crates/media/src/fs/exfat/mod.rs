@@ -46,7 +46,7 @@ pub fn open(source: &SourceRef, _: &[SourceRef]) -> Result<Option<Arc<dyn FileSy
 /// The boot sector (section 3.1).
 fn parse(source: &SourceRef, boot: &[u8]) -> Option<Volume> {
     let sector = boot.u8_at(108).filter(|log| (9..=12).contains(log))?;
-    let cluster = boot.u8_at(109).filter(|log| sector + log <= 25)?;
+    let cluster = boot.u8_at(109).filter(|log| *log <= 25 - sector)?;
     // With two tables (TexFAT), a flag says which one is in use.
     let second = u64::from(boot.u8_at(110)? == 2 && boot.u8_at(106)? & 1 != 0);
     let table = u64::from(boot.u32_at(80)?) + second * u64::from(boot.u32_at(84)?);
