@@ -95,11 +95,11 @@ fn damage_does_no_harm() {
 
 #[test]
 fn impossible_clusters_are_refused() {
-    let source: SourceRef = std::sync::Arc::new(crate::Bytes(vec![0; 1 << 16]));
+    let source: crate::SourceRef = std::sync::Arc::new(crate::Bytes(vec![0; 1 << 16]));
     let mut boot = vec![0; 512];
     (boot[108], boot[92]) = (9, 9);
     for (log, good) in [(16, true), (17, false), (255, false)] {
         boot[109] = log;
-        assert_eq!(parse(&source, &boot).is_some(), good, "{log}");
+        assert_eq!(super::parse(&source, &boot).is_some(), good, "{log}");
     }
 }
