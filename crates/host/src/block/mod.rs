@@ -13,6 +13,7 @@ mod disk;
 mod identity;
 mod open;
 mod options;
+mod parts;
 mod pool;
 mod request;
 mod resize;
@@ -26,6 +27,7 @@ pub use disk::{FileDisk, IoEngine};
 pub use identity::{Geometry, default_serial};
 pub use open::OpenError;
 pub use options::{BlockOptions, SectorSize};
+pub use parts::submit_all;
 pub use resize::ResizeWatch;
 
 /// What a device model must know of a disk.

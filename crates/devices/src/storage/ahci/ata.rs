@@ -1,7 +1,9 @@
 //! ATA commands (ACS-3).
 
+use host::block::Op;
+
 use super::command::Command;
-use super::drive::{Drive, DriveState, Io, NOT_FOUND, Outcome, Protocol, Work};
+use super::drive::{Drive, DriveState, Io, NOT_FOUND, Outcome, Protocol};
 use super::fis::Reply;
 use super::identify;
 use crate::pci::DmaMemory;
@@ -64,27 +66,14 @@ pub(super) fn is_queued(opcode: u8) -> bool {
 
 /// Starts a command of a disk.
 pub(super) fn execute(drive: &Drive, state: &mut DriveState, command: &Command, dma: &DmaMemory) -> Outcome {
+    if let Some(kind) = Transfer::of(command) {
+        return transfer(drive, state, command, &kind, dma);
+    }
     match command.opcode() {
         op::IDENTIFY => pio(identify::disk(drive, state)),
-        op::READ_DMA
-        | op::READ_DMA_EXT
-        | op::READ_SECTORS
-        | op::READ_SECTORS_EXT
-        | op::READ_MULTIPLE
-        | op::READ_MULTIPLE_EXT
-        | op::WRITE_DMA
-        | op::WRITE_DMA_EXT
-        | op::WRITE_DMA_FUA_EXT
-        | op::WRITE_SECTORS
-        | op::WRITE_SECTORS_EXT
-        | op::WRITE_MULTIPLE
-        | op::WRITE_MULTIPLE_EXT
-        | op::WRITE_MULTIPLE_FUA_EXT
-        | op::READ_QUEUED
-        | op::WRITE_QUEUED => transfer(drive, state, command, dma),
         op::READ_VERIFY | op::READ_VERIFY_EXT => verify(drive, command),
         op::FLUSH | op::FLUSH_EXT => {
-            Outcome::Io(Io { work: Work::Flush, protocol: Protocol::Register, lba: 0, bytes: 0 })
+            Outcome::Io(Io { ops: vec![Op::Flush], protocol: Protocol::Register, lba: 0, bytes: 0 })
         }
         op::DATA_SET_MANAGEMENT => trim(drive, command, dma),
         op::READ_LOG_EXT => log(state, command, Protocol::PioIn),
@@ -109,6 +98,46 @@ pub(super) fn execute(drive: &Drive, state: &mut DriveState, command: &Command, 
         | op::SEEK
         | op::INITIALIZE_PARAMETERS => Outcome::Done(Reply::GOOD),
         _ => Outcome::ABORTED,
+    }
+}
+
+/// What the opcode of a read or write says.
+struct Transfer {
+    read: bool,
+    protocol: Protocol,
+    /// Of the READ MULTIPLE kind.
+    multiple: bool,
+    /// Done only when the data is on the medium.
+    forced: bool,
+}
+
+impl Transfer {
+    /// `None`: the command is of another kind.
+    fn of(command: &Command) -> Option<Self> {
+        use Protocol::{PioIn, Queued, Register};
+        let (read, protocol, multiple) = match command.opcode() {
+            op::READ_DMA | op::READ_DMA_EXT => (true, Register, false),
+            op::READ_SECTORS | op::READ_SECTORS_EXT => (true, PioIn, false),
+            op::READ_MULTIPLE | op::READ_MULTIPLE_EXT => (true, PioIn, true),
+            op::READ_QUEUED => (true, Queued, false),
+            op::WRITE_DMA
+            | op::WRITE_DMA_EXT
+            | op::WRITE_DMA_FUA_EXT
+            | op::WRITE_SECTORS
+            | op::WRITE_SECTORS_EXT => (false, Register, false),
+            op::WRITE_MULTIPLE | op::WRITE_MULTIPLE_EXT | op::WRITE_MULTIPLE_FUA_EXT => {
+                (false, Register, true)
+            }
+            op::WRITE_QUEUED => (false, Queued, false),
+            _ => return None,
+        };
+        let forced = match command.opcode() {
+            op::WRITE_DMA_FUA_EXT | op::WRITE_MULTIPLE_FUA_EXT => true,
+            // FUA is bit 7 of the device register there (7.61).
+            op::WRITE_QUEUED => command.device() & 1 << 7 != 0,
+            _ => false,
+        };
+        Some(Self { read, protocol, multiple, forced })
     }
 }
 
@@ -144,18 +173,15 @@ fn bytes(drive: &Drive, command: &Command) -> Option<(u64, u64)> {
     (offset.checked_add(len)? <= info.size).then_some((offset, len))
 }
 
-fn transfer(drive: &Drive, state: &DriveState, command: &Command, dma: &DmaMemory) -> Outcome {
-    let opcode = command.opcode();
-    let multiple = matches!(
-        opcode,
-        op::READ_MULTIPLE
-            | op::READ_MULTIPLE_EXT
-            | op::WRITE_MULTIPLE
-            | op::WRITE_MULTIPLE_EXT
-            | op::WRITE_MULTIPLE_FUA_EXT
-    );
+fn transfer(
+    drive: &Drive,
+    state: &DriveState,
+    command: &Command,
+    kind: &Transfer,
+    dma: &DmaMemory,
+) -> Outcome {
     // 7.26: without SET MULTIPLE these are refused.
-    if multiple && state.multiple == 0 {
+    if kind.multiple && state.multiple == 0 {
         return Outcome::ABORTED;
     }
     let lba = range(command).0;
@@ -166,35 +192,12 @@ fn transfer(drive: &Drive, state: &DriveState, command: &Command, dma: &DmaMemor
         Ok(bufs) => bufs,
         Err(error) => return Outcome::bad_buffers(&error),
     };
-    let read = matches!(
-        opcode,
-        op::READ_DMA
-            | op::READ_DMA_EXT
-            | op::READ_SECTORS
-            | op::READ_SECTORS_EXT
-            | op::READ_MULTIPLE
-            | op::READ_MULTIPLE_EXT
-            | op::READ_QUEUED
-    );
-    let protocol = match opcode {
-        op::READ_QUEUED | op::WRITE_QUEUED => Protocol::Queued,
-        op::READ_SECTORS | op::READ_SECTORS_EXT | op::READ_MULTIPLE | op::READ_MULTIPLE_EXT => {
-            Protocol::PioIn
-        }
-        _ => Protocol::Register,
-    };
-    let forced = match opcode {
-        op::WRITE_DMA_FUA_EXT | op::WRITE_MULTIPLE_FUA_EXT => true,
-        // FUA is bit 7 of the device register there (7.61).
-        op::WRITE_QUEUED => command.device() & 1 << 7 != 0,
-        _ => false,
-    };
-    let work = if read {
-        Work::Read { offset, bufs }
+    let op = if kind.read {
+        Op::Read { offset, bufs }
     } else {
-        Work::Write { offset, bufs, durable: forced || !state.write_cache }
+        Op::Write { offset, bufs, durable: kind.forced || !state.write_cache }
     };
-    Outcome::Io(Io { work, protocol, lba, bytes: len })
+    Outcome::Io(Io { ops: vec![op], protocol: kind.protocol, lba, bytes: len })
 }
 
 fn verify(drive: &Drive, command: &Command) -> Outcome {
@@ -225,7 +228,7 @@ fn trim(drive: &Drive, command: &Command, dma: &DmaMemory) -> Outcome {
         to = to.get_mut(n..).unwrap_or_default();
     }
     let sector = u64::from(info.logical_sector);
-    let mut ranges = Vec::new();
+    let mut ops = Vec::new();
     for entry in bytes.as_chunks::<8>().0 {
         let entry = u64::from_le_bytes(*entry);
         let (lba, count) = (entry & 0xffff_ffff_ffff, entry >> 48);
@@ -235,15 +238,15 @@ fn trim(drive: &Drive, command: &Command, dma: &DmaMemory) -> Outcome {
         let range = lba.checked_mul(sector).zip(count.checked_mul(sector));
         match range {
             Some((offset, len)) if offset.checked_add(len).is_some_and(|end| end <= info.size) => {
-                ranges.push((offset, len));
+                ops.push(Op::Discard { offset, len });
             }
             _ => return Outcome::Done(Reply { lba, ..Reply::failed(NOT_FOUND) }),
         }
     }
-    if ranges.is_empty() {
+    if ops.is_empty() {
         return Outcome::Done(Reply::GOOD);
     }
-    Outcome::Io(Io { work: Work::Discard(ranges), protocol: Protocol::Register, lba: 0, bytes: len as u64 })
+    Outcome::Io(Io { ops, protocol: Protocol::Register, lba: 0, bytes: len as u64 })
 }
 
 /// READ LOG EXT (7.22).

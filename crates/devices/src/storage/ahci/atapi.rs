@@ -2,9 +2,11 @@
 
 use std::io::ErrorKind;
 
+use host::block::Op;
+
 use super::ata::set_features;
 use super::command::Command;
-use super::drive::{Drive, DriveState, Io, Outcome, Protocol, Work};
+use super::drive::{Drive, DriveState, Io, Outcome, Protocol};
 use super::fis::{Reply, status};
 use super::identify;
 use crate::pci::DmaMemory;
@@ -208,7 +210,7 @@ fn read(
     let bytes = count * SECTOR;
     match command.buffers(dma, bytes) {
         Ok(bufs) => Outcome::Io(Io {
-            work: Work::Read { offset: lba * SECTOR, bufs },
+            ops: vec![Op::Read { offset: lba * SECTOR, bufs }],
             protocol: Protocol::Register,
             lba,
             bytes,

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use host::block::Disk;
-use memory::GuestSlice;
+use host::block::{Disk, Op};
 use serde::{Deserialize, Serialize};
 
 use super::command::{BadBuffers, Command};
@@ -96,27 +95,11 @@ pub(super) enum Protocol {
 
 /// What the disk has to do.
 pub(super) struct Io {
-    pub work: Work,
+    pub ops: Vec<Op>,
     pub protocol: Protocol,
     /// Where it begins, for errors.
     pub lba: u64,
     pub bytes: u64,
-}
-
-/// Work for the disk.
-pub(super) enum Work {
-    Read {
-        offset: u64,
-        bufs: Vec<GuestSlice>,
-    },
-    Write {
-        offset: u64,
-        bufs: Vec<GuestSlice>,
-        durable: bool,
-    },
-    Flush,
-    /// (offset, length) in bytes.
-    Discard(Vec<(u64, u64)>),
 }
 
 impl Outcome {

@@ -137,7 +137,10 @@ fn open(node: &Node<'_>, port: &str) -> Result<Drive, BuildError> {
         Media::Disk => "BHYVE SATA DISK",
         Media::Optical => "BHYVE SATA DVD ROM",
     };
-    let serial = text("ser")?.unwrap_or_else(|| default_serial(path.as_deref().unwrap_or_default()));
+    let serial = match &disk {
+        Some(disk) => disk.info().serial,
+        None => text("ser")?.unwrap_or_else(|| default_serial("")),
+    };
     Ok(Drive {
         media,
         disk,

@@ -1,13 +1,12 @@
 //! One port: its registers, its commands, and what is at it (AHCI 1.3.1, 3.3 and 5).
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use host::block::Op;
+use host::block::{Op, submit_all};
 use serde::{Deserialize, Serialize};
 
 use super::command::Command;
-use super::drive::{Drive, DriveState, Failed, Io, Outcome, Protocol, Work};
+use super::drive::{Drive, DriveState, Failed, Io, Outcome, Protocol};
 use super::fis::{Reply, status};
 use super::irq::Irq;
 use crate::pci::{DmaError, DmaMemory};
@@ -448,34 +447,14 @@ impl Port {
     /// Submits a request without the lock: it may be answered at once.
     fn submit(self: &Arc<Self>, io: Io, ticket: Ticket) {
         let Some(disk) = self.drive.as_ref().and_then(|drive| drive.disk.clone()) else { return };
-        let Io { work, protocol, lba, bytes } = io;
-        let read = matches!(work, Work::Read { .. });
-        let ops = match work {
-            Work::Read { offset, bufs } => vec![Op::Read { offset, bufs }],
-            Work::Write { offset, bufs, durable } => vec![Op::Write { offset, bufs, durable }],
-            Work::Flush => vec![Op::Flush],
-            Work::Discard(ranges) => {
-                ranges.into_iter().map(|(offset, len)| Op::Discard { offset, len }).collect()
-            }
-        };
+        let Io { ops, protocol, lba, bytes } = io;
+        let read = matches!(ops.first(), Some(Op::Read { .. }));
         self.lock().in_flight += 1;
-        let shared = Arc::new((AtomicUsize::new(ops.len()), OnceLock::new(), ticket));
-        for op in ops {
-            let (port, shared) = (self.clone(), shared.clone());
-            disk.submit(
-                op,
-                Box::new(move |result| {
-                    let (left, failed, ticket) = &*shared;
-                    if let Err(error) = result {
-                        let _ = failed.set(error.kind());
-                    }
-                    if left.fetch_sub(1, Ordering::AcqRel) == 1 {
-                        let failed = failed.get().map(|kind| Failed { kind: *kind, read, lba });
-                        port.answered(ticket, protocol, bytes, failed.as_ref());
-                    }
-                }),
-            );
-        }
+        let port = self.clone();
+        submit_all(&*disk, ops, move |result| {
+            let failed = result.err().map(|kind| Failed { kind, read, lba });
+            port.answered(&ticket, protocol, bytes, failed.as_ref());
+        });
     }
 
     /// The disk has answered.

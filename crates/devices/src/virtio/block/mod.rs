@@ -4,12 +4,12 @@
 //! completion gives its chain back, in any order.
 
 use std::io::ErrorKind;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bus::{SavedState, StateError, Timers};
 use config::{Key, Kind as Value, Node};
-use host::block::{BlockOptions, Disk, DiskInfo, FileDisk, Op, ResizeWatch, SectorSize};
+use host::block::{BlockOptions, Disk, DiskInfo, FileDisk, Op, ResizeWatch, SectorSize, submit_all};
 use memory::GuestSlice;
 use serde::{Deserialize, Serialize};
 
@@ -263,22 +263,15 @@ impl Core {
         };
         match request.work {
             Work::Now(status) => finish.run(status),
-            Work::Disk(ops) => self.submit(ops, finish),
+            Work::Disk(ops) => submit_all(&*self.disk, ops, move |result| {
+                finish.run(match result {
+                    Ok(()) => Status::Ok,
+                    Err(ErrorKind::Unsupported) => Status::Unsupported,
+                    Err(_) => Status::IoError,
+                });
+            }),
         }
         Ok(())
-    }
-
-    /// Runs the parts of one request; it fails as the first of them that fails.
-    fn submit(&self, ops: Vec<Op>, finish: Finish) {
-        let parts = Arc::new(Parts {
-            left: AtomicUsize::new(ops.len()),
-            failed: OnceLock::new(),
-            finish: OnceLock::from(finish),
-        });
-        for op in ops {
-            let parts = parts.clone();
-            self.disk.submit(op, Box::new(move |result| parts.done(result.map_err(|e| e.kind()))));
-        }
     }
 
     /// Waits until nothing is with the disk. Chains can't be taken meanwhile.
@@ -302,30 +295,6 @@ impl Finish {
         let data = if status == Status::Ok { self.data } else { 0 };
         // An error has been told to the driver.
         let _ = self.queue.complete(self.head, data.saturating_add(1));
-    }
-}
-
-/// The parts of a request that are with the disk.
-struct Parts {
-    left: AtomicUsize,
-    failed: OnceLock<ErrorKind>,
-    finish: OnceLock<Finish>,
-}
-
-impl Parts {
-    fn done(&self, result: Result<(), ErrorKind>) {
-        if let Err(kind) = result {
-            let _ = self.failed.set(kind);
-        }
-        if self.left.fetch_sub(1, Ordering::AcqRel) == 1
-            && let Some(finish) = self.finish.get()
-        {
-            finish.run(match self.failed.get() {
-                None => Status::Ok,
-                Some(ErrorKind::Unsupported) => Status::Unsupported,
-                Some(_) => Status::IoError,
-            });
-        }
     }
 }
 

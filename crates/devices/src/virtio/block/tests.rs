@@ -8,6 +8,8 @@ use host::block::Done;
 
 use super::super::feature::{EVENT_IDX, VERSION_1};
 use super::super::test_driver::{Driver, Owner, ram};
+use std::sync::atomic::AtomicUsize;
+
 use super::*;
 
 /// Where tests have their buffers.
