@@ -400,6 +400,8 @@ impl Port {
                 } else {
                     state.exclusive = true;
                 }
+                // Before the lock goes: a port that is stopped now still runs until this is answered.
+                state.in_flight += 1;
                 let generation = state.generation;
                 return Next::Submit(io, Ticket { command, generation });
             }
@@ -449,7 +451,6 @@ impl Port {
         let Some(disk) = self.drive.as_ref().and_then(|drive| drive.disk.clone()) else { return };
         let Io { ops, protocol, lba, bytes } = io;
         let read = matches!(ops.first(), Some(Op::Read { .. }));
-        self.lock().in_flight += 1;
         let port = self.clone();
         submit_all(&*disk, ops, move |result| {
             let failed = result.err().map(|kind| Failed { kind, read, lba });
