@@ -102,7 +102,7 @@ pub(super) fn open(
 }
 
 /// A master without a reader, and the name of its terminal.
-fn make() -> rustix::io::Result<(OwnedFd, String)> {
+pub(super) fn make() -> rustix::io::Result<(OwnedFd, String)> {
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
     grantpt(&master)?;
     unlockpt(&master)?;

@@ -2,9 +2,8 @@
 
 use std::io::Write;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 
 use host::tty::nmdm::{End, Life, Pair, READY, hold, start};
 use lexopt::{Arg, Parser};
@@ -13,14 +12,13 @@ use super::{Result, text, usage};
 
 /// Makes a pair, or holds one.
 pub fn run(parser: &mut Parser) -> Result<ExitCode> {
-    let (mut id, mut keep, mut dry_run, mut held, mut background) = (None, false, false, None, false);
+    let (mut id, mut keep, mut dry_run, mut held) = (None, false, false, None);
     while let Some(arg) = parser.next()? {
         match arg {
             Arg::Long("keep") => keep = true,
             Arg::Short('n') | Arg::Long("dry-run") => dry_run = true,
             // Ours only: what the programs that open a pair run.
             Arg::Long("hold") => held = Some(text(parser.value()?)?),
-            Arg::Long("background") => background = true,
             Arg::Value(value) if id.is_none() => id = Some(text(value)?),
             arg => return Err(arg.unexpected().into()),
         }
@@ -28,7 +26,7 @@ pub fn run(parser: &mut Parser) -> Result<ExitCode> {
     if let Some(path) = held {
         let pair =
             End::parse(Path::new(&path)).ok_or_else(|| usage(format!("{path}: not nmdmXA or nmdmXB")))?.pair;
-        return if background { carry(&pair, keep) } else { detach(&path, keep) };
+        return carry(&pair, keep);
     }
     let id = id.ok_or_else(|| usage("nmdm: which pair? Such as nmdm 0, for nmdm0A and nmdm0B"))?;
     let folder = Pair::folder().map_err(|error| error.to_string())?;
@@ -41,33 +39,9 @@ pub fn run(parser: &mut Parser) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Starts the holder in a session of its own, waits until the pair is there, and leaves it.
-fn detach(path: &str, keep: bool) -> Result<ExitCode> {
-    let own = std::env::current_exe().map_err(|error| error.to_string())?;
-    let mut command = Command::new(own);
-    command.args(["nmdm", "--background", "--hold", path]);
-    if keep {
-        command.arg("--keep");
-    }
-    // Signals of the terminal that we were started from are not for the holder.
-    command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut child = command.spawn().map_err(|error| error.to_string())?;
-    let mut line = String::new();
-    if let Some(out) = child.stdout.take() {
-        let _ = std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut line);
-    }
-    if line.trim_end() == READY {
-        println!("{READY}");
-        return Ok(ExitCode::SUCCESS);
-    }
-    let _ = child.wait();
-    // It has said why.
-    Ok(ExitCode::FAILURE)
-}
-
 /// Holds the pair until its end.
 fn carry(pair: &Pair, keep: bool) -> Result<ExitCode> {
-    // Not the session of whoever started us: its end would be ours.
+    // Not the session of whoever started us: its signals and its end would be ours.
     let _ = rustix::process::setsid();
     let stop = stop_event().map_err(|error| error.to_string())?;
     let life = if keep { Life::Forever } else { Life::Open };

@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, chownat};
+use rustix::fs::{Gid, Mode, Uid, chmod, chown};
 use rustix::io::Errno;
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::pty::ptsname;
 use rustix::termios::{ControlModes, OptionalActions, tcgetattr, tcsetattr};
 
 use super::Pair;
-use crate::tty::pty::has_reader;
+use crate::tty::pty::{self, has_reader};
 use crate::tty::stream::OUTPUT_LIMIT;
 
 /// How long a pair that a program makes for itself waits for it to come.
@@ -250,26 +250,19 @@ fn make_raw(master: &OwnedFd) -> Result<(), Errno> {
 
 /// A raw pty with nobody at its terminal, and that one's name.
 fn make() -> Result<(OwnedFd, String), Errno> {
-    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
-    grantpt(&master)?;
-    unlockpt(&master)?;
-    let name = ptsname(&master, Vec::new())?.to_string_lossy().into_owned();
-    rustix::fs::fcntl_setfl(&master, OFlags::RDWR | OFlags::NONBLOCK)?;
+    let (master, name) = pty::make()?;
     make_raw(&master)?;
-    // Opened and closed once, a master without a reader reports it as a hang-up.
-    let terminal =
-        rustix::fs::open(name.as_str(), OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())?;
-    share(&terminal);
+    share(&name);
     Ok((master, name))
 }
 
 /// Lets in who may use serial ports: their group, and `cu`, which becomes the user uucp before it
 /// opens a line if root has started it. Only root can do this, and only root's `cu` needs it.
-fn share(terminal: &OwnedFd) {
+fn share(terminal: &str) {
     let owner = number("/etc/passwd", USER).map(Uid::from_raw);
     let group = number("/etc/group", GROUP).map(Gid::from_raw);
-    if group.is_some() && chownat(terminal, "", owner, group, AtFlags::EMPTY_PATH).is_ok() {
-        let _ = rustix::fs::fchmod(terminal, Mode::from(0o660));
+    if group.is_some() && chown(terminal, owner, group).is_ok() {
+        let _ = chmod(terminal, Mode::from(0o660));
     }
 }
 

@@ -29,18 +29,16 @@ pub const READY: &str = "ready";
 /// if it isn't there, and a user who can't write to /dev gets it in the runtime folder. Other
 /// paths are returned as they are.
 pub fn resolve(path: &Path) -> Result<PathBuf, TtyError> {
-    let Some(end) = End::parse(path) else { return Ok(path.to_owned()) };
+    let Some(mut end) = End::parse(path) else { return Ok(path.to_owned()) };
     let text = path.display().to_string();
-    let end = match end.pair.is_held() {
-        Ok(true) => end,
-        held => {
-            let end = if end.pair.is_writable() { end } else { end.in_runtime_folder(&text)? };
-            if !matches!(held, Ok(false)) || !end.pair.is_held().unwrap_or(false) {
-                start_holder(&end.pair, &text)?;
-            }
-            end
+    if end.pair.is_held() != Ok(true) {
+        if !end.pair.is_writable() {
+            end = end.in_runtime_folder(&text)?;
         }
-    };
+        if end.pair.is_held() != Ok(true) {
+            start_holder(&end.pair, false, &text)?;
+        }
+    }
     let found = end.path();
     if found != path {
         eprintln!("{text} is {}, its other end {}", found.display(), end.other().display());
@@ -50,16 +48,11 @@ pub fn resolve(path: &Path) -> Result<PathBuf, TtyError> {
 
 /// Makes the pair and leaves its holder running. It ends when both ends have been closed, or never.
 pub fn start(pair: &Pair, keep: bool) -> Result<(), TtyError> {
-    let text = pair.end('A').path().display().to_string();
-    run_holder(pair, keep, &text)
+    start_holder(pair, keep, &pair.end('A').path().display().to_string())
 }
 
-fn start_holder(pair: &Pair, text: &str) -> Result<(), TtyError> {
-    run_holder(pair, false, text)
-}
-
-/// Runs the holder's program, which goes to the background once the pair is there.
-fn run_holder(pair: &Pair, keep: bool, text: &str) -> Result<(), TtyError> {
+/// Starts the holder, and waits until the pair is there. `text` is what the user calls it.
+fn start_holder(pair: &Pair, keep: bool, text: &str) -> Result<(), TtyError> {
     let program = holder().ok_or_else(|| {
         let why =
             format!("{HOLDER}, which holds null-modem pairs, is neither beside this program nor in PATH");
@@ -77,8 +70,6 @@ fn run_holder(pair: &Pair, keep: bool, text: &str) -> Result<(), TtyError> {
         let _ = BufReader::new(out).read_line(&mut line);
     }
     if line.trim_end() == READY {
-        // The child has started the holder, and ends.
-        let _ = child.wait();
         return Ok(());
     }
     let output = child.wait_with_output().map_err(TtyError::system(text))?;

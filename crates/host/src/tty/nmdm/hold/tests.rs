@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 
 use super::*;
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::OFlags;
 
 struct Held {
     folder: PathBuf,
