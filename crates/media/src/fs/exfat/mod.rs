@@ -10,7 +10,7 @@ use std::sync::Arc;
 use entries::{File, Reader, Slot};
 
 use super::fat::chain::{Chain, Heap, Layout, Space, Width};
-use super::support::{NameIndex, Note, Trail, usable};
+use super::support::{NameIndex, Note, Trail, boot_sector, usable};
 use crate::source::check;
 use crate::{Entry, Error, Fields, FileSystem, Kind, Metadata, Node, NodeRef, Result, SourceRef};
 
@@ -31,10 +31,7 @@ struct Volume {
 
 /// Opens the file system, if it is one.
 pub fn open(source: &SourceRef, _: &[SourceRef]) -> Result<Option<Arc<dyn FileSystem>>> {
-    if source.size() < 512 {
-        return Ok(None);
-    }
-    let boot = source.read_vec(0, 512)?;
+    let Some(boot) = boot_sector(source)? else { return Ok(None) };
     if boot.get(3..11) != Some(b"EXFAT   ") {
         return Ok(None);
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use chain::{Chain, Heap, Layout, Space, Width};
 use names::{File, Names, Slot, fold};
 
-use super::support::{NameIndex, Note, Trail, usable};
+use super::support::{NameIndex, Note, Trail, boot_sector, usable};
 use crate::source::check;
 use crate::{Entry, Error, Fields, FileSystem, Kind, Metadata, Node, NodeRef, Result, SourceRef};
 
@@ -34,10 +34,7 @@ enum Root {
 
 /// Opens the file system, if it is one.
 pub fn open(source: &SourceRef, _: &[SourceRef]) -> Result<Option<Arc<dyn FileSystem>>> {
-    if source.size() < 512 {
-        return Ok(None);
-    }
-    let boot = source.read_vec(0, 512)?;
+    let Some(boot) = boot_sector(source)? else { return Ok(None) };
     Ok(parse(source, &boot).map(|volume| Arc::new(Mounted(Arc::new(volume))) as Arc<dyn FileSystem>))
 }
 

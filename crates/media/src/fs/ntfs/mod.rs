@@ -15,7 +15,7 @@ use record::Record;
 use reparse::Special;
 use stream::Stream;
 
-use super::support::{NameIndex, Note, Trail, units, upcase, usable, utf8};
+use super::support::{NameIndex, Note, Trail, boot_sector, units, upcase, usable, utf8};
 use crate::source::check;
 use crate::{Entry, Error, Fields, FileSystem, Kind, Metadata, Node, NodeRef, Result, SourceRef};
 
@@ -53,10 +53,7 @@ struct Volume {
 
 /// Opens the file system, if it is one.
 pub fn open(source: &SourceRef, _: &[SourceRef]) -> Result<Option<Arc<dyn FileSystem>>> {
-    if source.size() < 512 {
-        return Ok(None);
-    }
-    let boot = source.read_vec(0, 512)?;
+    let Some(boot) = boot_sector(source)? else { return Ok(None) };
     if boot.get(3..11) != Some(b"NTFS    ") {
         return Ok(None);
     }
