@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
-use guest_tests::artifacts::{Cache, Debian, Disk, Flavour, Kernel, Layout, run as output};
-use guest_tests::{Result, Vmm, is_root};
+use guest_tests::artifacts::{Cache, Debian, DebianRoot, Disk, Flavour, Kernel, Layout};
+use guest_tests::{Result, Vmm};
 use lexopt::Parser;
 
 use crate::build::{self, succeed};
@@ -41,33 +41,10 @@ pub fn system(parser: &mut Parser, layout: &str) -> Result<ExitCode> {
 /// The image for this kernel, from the cache if it was made before.
 pub fn debian(cache: &Cache, kernel: &Kernel) -> Result<PathBuf> {
     cache.get_or_make(&format!("images/debian-{}.img", kernel.release), |image| {
-        if !is_root() {
-            return Err("making a root file system takes root, for its owners and devices".into());
-        }
-        let tree = image.with_extension("tree");
-        let made = bootstrap(&tree)
-            .and_then(|()| configure(&tree, kernel))
-            .and_then(|()| Disk::ext4(SIZE, "root").content(&tree).build(image));
-        // What is left of an attempt goes, whether it failed or not.
-        let removed = std::fs::remove_dir_all(&tree);
-        made.and(removed.map_err(Into::into))
+        let root = DebianRoot::unpack(&image.with_extension("tree"), PACKAGES, &suite()?)?;
+        configure(root.path(), kernel)?;
+        Disk::ext4(SIZE, "root").content(root.path()).build(image)
     })
-}
-
-/// Unpacks and configures the packages in a folder.
-fn bootstrap(tree: &std::path::Path) -> Result<()> {
-    if tree.exists() {
-        std::fs::remove_dir_all(tree)?;
-    }
-    let suite = suite()?;
-    if output(Command::new("mmdebstrap").arg("--version")).is_ok() {
-        let mut command = Command::new("mmdebstrap");
-        command.args(["--variant=minbase", "--include", PACKAGES, &suite]).arg(tree);
-        return succeed(&mut command);
-    }
-    let mut command = Command::new("debootstrap");
-    command.args(["--variant=minbase", "--include", PACKAGES, &suite]).arg(tree);
-    succeed(&mut command).map_err(|error| format!("{error} (install mmdebstrap or debootstrap)").into())
 }
 
 /// The Debian release that this host runs.
@@ -78,15 +55,11 @@ fn suite() -> Result<String> {
         .ok_or_else(|| "/etc/os-release has no code name".into())
 }
 
-/// Everything that a boot to a login without a password needs.
+/// The kernel's modules, and which of them are loaded.
 fn configure(tree: &std::path::Path, kernel: &Kernel) -> Result<()> {
     let modules = tree.join("usr/lib/modules");
     std::fs::create_dir_all(&modules)?;
     succeed(Command::new("cp").arg("-a").arg(kernel.modules_folder()).arg(&modules))?;
     succeed(Command::new("chroot").arg(tree).args(["depmod", &kernel.release]))?;
-    succeed(Command::new("chroot").arg(tree).args(["passwd", "-d", "root"]))?;
-    std::fs::write(tree.join("etc/hostname"), "guest\n")?;
-    std::fs::write(tree.join("etc/fstab"), "/dev/vda / ext4 defaults 0 1\n")?;
-    std::fs::write(tree.join("etc/modules"), "virtio_net\nvirtio_rng\n")?;
-    Ok(())
+    Ok(std::fs::write(tree.join("etc/modules"), "virtio_net\nvirtio_rng\n")?)
 }

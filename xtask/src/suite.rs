@@ -1,14 +1,13 @@
 //! Work in a whole Debian guest, for whoever wants to see it: minutes, not for every change.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Duration;
 
-use guest_tests::artifacts::{Cache, Flavour, Initramfs, Kernel, Script};
+use guest_tests::artifacts::{Cache, Flavour, Initramfs, Kernel, Script, copy_image};
 use guest_tests::{Chipset, Guest, Machine, Namespace, Result, Scratch, Vmm, is_root};
 use lexopt::{Arg, Parser, ValueExt};
 
-use crate::build::{self, succeed};
+use crate::build;
 use crate::image;
 
 /// From the start to the login prompt.
@@ -40,7 +39,8 @@ pub fn run(parser: &mut Parser) -> Result<ExitCode> {
     let cache = Cache::open()?;
     let kernel = Kernel::fetch(&cache, Flavour::Cloud)?;
     let scratch = Scratch::new("suite")?;
-    let disk = copy_of(&image::debian(&cache, &kernel)?, &scratch)?;
+    let disk = scratch.path().join("disk.img");
+    copy_image(&image::debian(&cache, &kernel)?, &disk)?;
     let initrd = Initramfs::new(&kernel, Script::Disk).build(&cache)?;
     let mut machine =
         Machine::new("debian", &kernel.image, &initrd).cpus(2).memory("1G").disk(&disk).cmdline("quiet");
@@ -71,13 +71,6 @@ pub fn run(parser: &mut Parser) -> Result<ExitCode> {
         return Err(format!("status {expected} was due").into());
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// A copy that shares blocks with the original where the file system can.
-fn copy_of(image: &Path, scratch: &Scratch) -> Result<PathBuf> {
-    let copy = scratch.path().join("disk.img");
-    succeed(Command::new("cp").args(["--sparse=always", "--reflink=auto"]).arg(image).arg(&copy))?;
-    Ok(copy)
 }
 
 /// Package tool, interpreter, compiler.

@@ -6,11 +6,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
-use super::{Cache, Disk, digest, run, sparse_file};
-use crate::{Guest, Machine, Result, Scratch, Vmm, is_root};
+use super::{Cache, DebianRoot, Disk, copy_image, digest, sparse_file};
+use crate::{Guest, Machine, Result, Scratch, Vmm};
 
 /// What is installed besides the smallest Debian.
 const PACKAGES: &str = "systemd-sysv,udev,kmod,login,passwd,iproute2,iputils-ping,e2fsprogs,fdisk,xfsprogs,\
@@ -158,7 +157,7 @@ impl Debian {
         let copy = |(n, disk): (usize, &PathBuf)| {
             let number = if n == 0 { String::new() } else { n.to_string() };
             let to = folder.join(format!("{name}{number}.img"));
-            run(Command::new("cp").args(["--sparse=always", "--reflink=auto"]).arg(disk).arg(&to))?;
+            copy_image(disk, &to)?;
             Ok(to)
         };
         self.disks.iter().enumerate().map(copy).collect()
@@ -169,36 +168,14 @@ impl Debian {
 fn base(cache: &Cache) -> Result<PathBuf> {
     let name = format!("images/debian-base-{}", digest([PACKAGES, SUITE].concat().as_bytes()));
     cache.get_or_make(&name, |folder| {
-        if !is_root() {
-            return Err("making a root file system takes root, for its owners and devices".into());
-        }
         fs::create_dir(folder)?;
-        let tree = folder.join("tree");
-        let made = bootstrap(&tree)
-            .and_then(|()| configure(&tree))
-            .and_then(|()| Disk::ext4(BASE, "base").content(&tree).build(&folder.join("disk.img")))
-            .and_then(|()| boot_files(&tree, folder));
-        // What is left of an attempt goes, whether it failed or not.
-        let removed = fs::remove_dir_all(&tree);
-        made.and(removed.map_err(Into::into))
+        let root = DebianRoot::unpack(&folder.join("tree"), PACKAGES, SUITE)?;
+        let grub = "GRUB_DEFAULT=0\nGRUB_TIMEOUT=1\nGRUB_DISTRIBUTOR=Debian\n\
+                    GRUB_CMDLINE_LINUX_DEFAULT=quiet\nGRUB_CMDLINE_LINUX=console=ttyS0\n";
+        fs::write(root.path().join("etc/default/grub"), grub)?;
+        Disk::ext4(BASE, "base").content(root.path()).build(&folder.join("disk.img"))?;
+        boot_files(root.path(), folder)
     })
-}
-
-fn bootstrap(tree: &Path) -> Result<()> {
-    let mut command = Command::new("mmdebstrap");
-    command.args(["--quiet", "--variant=minbase", "--include", PACKAGES]);
-    command.args(["--aptopt=APT::Install-Recommends \"false\"", SUITE]).arg(tree);
-    run(&mut command).map(drop)
-}
-
-/// A login without a password, on the serial console too.
-fn configure(tree: &Path) -> Result<()> {
-    run(Command::new("chroot").arg(tree).args(["passwd", "-d", "root"]))?;
-    fs::write(tree.join("etc/hostname"), "guest\n")?;
-    fs::write(tree.join("etc/fstab"), "/dev/vda / ext4 defaults 0 1\n")?;
-    let grub = "GRUB_DEFAULT=0\nGRUB_TIMEOUT=1\nGRUB_DISTRIBUTOR=Debian\n\
-                GRUB_CMDLINE_LINUX_DEFAULT=quiet\nGRUB_CMDLINE_LINUX=console=ttyS0\n";
-    Ok(fs::write(tree.join("etc/default/grub"), grub)?)
 }
 
 /// Copies the kernel and the initramfs out of the tree.
@@ -217,10 +194,7 @@ fn boot_files(tree: &Path, folder: &Path) -> Result<()> {
 fn install(vmm: &Vmm, base: &Path, layout: Layout, folder: &Path) -> Result<()> {
     let scratch = Scratch::new("install")?;
     let system = scratch.path().join("base.img");
-    run(Command::new("cp")
-        .args(["--sparse=always", "--reflink=auto"])
-        .arg(base.join("disk.img"))
-        .arg(&system))?;
+    copy_image(&base.join("disk.img"), &system)?;
     let mut machine = Machine::new("install", &base.join("vmlinuz"), &base.join("initrd.img"))
         .cpus(2)
         .memory("1G")

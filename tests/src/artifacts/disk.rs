@@ -43,6 +43,11 @@ impl Disk {
     }
 }
 
+/// Copies an image, sharing blocks with the original where the file system can.
+pub fn copy_image(from: &Path, to: &Path) -> Result<()> {
+    run(Command::new("cp").args(["--sparse=always", "--reflink=auto"]).arg(from).arg(to)).map(drop)
+}
+
 /// Makes a file of this many bytes, all of it a hole.
 pub fn sparse_file(path: &Path, size: u64) -> Result<()> {
     if path.exists() {

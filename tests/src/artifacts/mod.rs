@@ -7,6 +7,7 @@ mod disk;
 mod initramfs;
 mod kernel;
 mod packages;
+mod root;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -14,9 +15,10 @@ use std::process::Command;
 
 pub use cpio::Archive;
 pub use debian::{Debian, Layout, PASSPHRASE};
-pub use disk::{Disk, sparse_file};
+pub use disk::{Disk, copy_image, sparse_file};
 pub use initramfs::{Initramfs, Script};
 pub use kernel::{Flavour, Kernel};
+pub use root::DebianRoot;
 
 use crate::Result;
 
