@@ -65,8 +65,8 @@ pub fn choose(wanted: Wanted) -> Result<Choice> {
     decide(wanted, virtualization(), || crate::kvm::probe(&KvmEngine::new(None)?))
 }
 
-/// What the host's processor has: CPUID.1:ECX.VMX or CPUID.80000001:ECX.SVM.
-fn virtualization() -> Option<&'static str> {
+/// The hardware virtualization of the host's processor, `vmx` or `svm`: CPUID.1:ECX.VMX or CPUID.80000001:ECX.SVM.
+pub fn virtualization() -> Option<&'static str> {
     use std::arch::x86_64::__cpuid;
     if __cpuid(1).ecx >> 5 & 1 != 0 {
         Some("vmx")

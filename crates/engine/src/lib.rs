@@ -14,7 +14,7 @@ mod state;
 mod traits;
 mod wire;
 
-pub use choose::{Choice, Kind, Wanted, choose};
+pub use choose::{Choice, Kind, Wanted, choose, virtualization};
 pub use counters::{Counters, Event};
 pub use cpuid::{
     APIC_BUS_HZ, ARCH_CAPABILITIES, CpuidLeaf, CpuidTable, EngineFeatures, Topology, host_tsc_hz, is_intel,

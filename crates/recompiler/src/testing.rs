@@ -23,6 +23,18 @@ pub const TSS: u64 = 0x3000;
 pub const STACK0: u64 = 0x8000;
 pub const STACK3: u64 = 0x9000;
 
+/// A reproducible source of numbers (xorshift64*).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+}
+
 struct NoChipset;
 
 impl InterruptController for NoChipset {

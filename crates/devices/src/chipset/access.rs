@@ -110,17 +110,7 @@ pub(crate) mod testing {
 
     use bus::{Device, IrqSink, Msi, MsiSink};
 
-    /// A reproducible source of numbers (xorshift64).
-    pub(crate) struct Random(pub u64);
-
-    impl Random {
-        pub(crate) fn next(&mut self) -> u64 {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            self.0
-        }
-    }
+    use crate::testing::Random;
 
     /// Random accesses of every size and offset, with resets and save/restore in between.
     pub(crate) fn hammer(device: &dyn Device, registers: &dyn BusDevice, span: u64) {

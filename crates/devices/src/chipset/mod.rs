@@ -134,8 +134,9 @@ impl Chipset {
 
 #[cfg(test)]
 mod tests {
-    use super::access::testing::{Probe, Random};
+    use super::access::testing::Probe;
     use super::*;
+    use crate::testing::Random;
     use bus::{Clock, InterruptController};
 
     fn chipset() -> (Bus, Timers, Chipset, Arc<Probe>) {

@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::process::ExitCode;
 
-use engine::{Wanted, choose};
+use engine::{Kind, Wanted, choose, virtualization};
 use lexopt::Parser;
 use recompiler::SoftEngine;
 
@@ -33,11 +33,10 @@ pub fn run(parser: &mut Parser) -> Result<ExitCode> {
         "software engine           {}",
         soft.as_ref().map_or_else(|error| format!("no: {error}"), |_| "yes".into())
     );
-    match choose(Wanted::Auto) {
-        Ok(choice) => println!("{choice}"),
-        Err(error) => return Err(error.to_string().into()),
-    }
-    Ok(if soft.is_ok() || kvm_module().is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let choice = choose(Wanted::Auto).map_err(|error| error.to_string())?;
+    println!("{choice}");
+    let works = choice.kind == Kind::Kvm || soft.is_ok();
+    Ok(if works { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// What /proc/cpuinfo says of the first processor.
@@ -75,14 +74,7 @@ impl Cpu {
 
 /// The kernel module for this host's hardware virtualization.
 pub fn kvm_module() -> Option<&'static str> {
-    let cpu = Cpu::read(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default());
-    if cpu.has("vmx") {
-        Some("kvm_intel")
-    } else if cpu.has("svm") {
-        Some("kvm_amd")
-    } else {
-        None
-    }
+    virtualization().map(|name| if name == "vmx" { "kvm_intel" } else { "kvm_amd" })
 }
 
 fn kvm() -> String {

@@ -690,26 +690,15 @@ const FORMS: &[&[u8]] = &[
     &[0x0f, 0x35],
 ];
 
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    /// Mostly values that mean something here: small ones and selectors.
-    fn value(&mut self) -> u64 {
-        let v = self.next();
-        match v >> 60 {
-            0..6 => v & 0xfb,
-            6..12 => v & 0xfff8 | (3 * (v >> 32 & 1)),
-            12 => v & 0xffff_ffff,
-            13 => u64::MAX - (v & 0xff),
-            _ => v,
-        }
+/// Mostly values that mean something here: small ones and selectors.
+fn meaningful(random: &mut Random) -> u64 {
+    let v = random.next();
+    match v >> 60 {
+        0..6 => v & 0xfb,
+        6..12 => v & 0xfff8 | (3 * (v >> 32 & 1)),
+        12 => v & 0xffff_ffff,
+        13 => u64::MAX - (v & 0xff),
+        _ => v,
     }
 }
 
@@ -726,20 +715,21 @@ fn faulting_instructions_have_no_effect() {
                 let at = base + random.next() % 16 * 8;
                 let access = wild[(random.next() % 13) as usize]
                     ^ if random.next().is_multiple_of(4) { random.next() & 0xff } else { 0 };
-                let value =
-                    random.value() & 0xffff | random.value() << 16 & 0xffff_0000 | random.value() << 48;
+                let value = meaningful(&mut random) & 0xffff
+                    | meaningful(&mut random) << 16 & 0xffff_0000
+                    | meaningful(&mut random) << 48;
                 cpu.poke(at, 8, value & !(0xff << 40) | access << 40);
             }
             let sp = 0x8000 + random.next() % 0x1000;
             for i in 0..9 {
-                let value = random.value();
+                let value = meaningful(&mut random);
                 cpu.poke(sp + i * 4, 4, value);
             }
             let size = 1 + (random.next() % 8) as usize;
-            let value = random.value();
+            let value = meaningful(&mut random);
             cpu.poke(TSS + random.next() % 0x68, size, value);
             for register in &mut cpu.gpr {
-                *register = random.value();
+                *register = meaningful(&mut random);
             }
             (cpu.gpr[reg::RSP], cpu.rip) = (sp, 0x6000);
             cpu.rflags = random.next()
@@ -754,7 +744,7 @@ fn faulting_instructions_have_no_effect() {
             }
             cpu.gpr[reg::RSP] = sp;
             let mut bytes = FORMS[(random.next() % FORMS.len() as u64) as usize].to_vec();
-            bytes.extend(random.value().to_le_bytes());
+            bytes.extend(meaningful(&mut random).to_le_bytes());
             let before = (cpu.gpr, cpu.rip, cpu.rflags, cpu.segments, cpu.cpl, cpu.gdtr, cpu.idtr);
             if cpu.run(&bytes).is_err() {
                 faults += 1;

@@ -9,18 +9,6 @@ use crate::testing::*;
 
 const REP: u8 = 0xf3;
 
-/// xorshift64*.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-}
-
 /// Runs to the end of the instruction; the number of times it let others in.
 fn finish(cpu: &mut Cpu, bytes: &[u8]) -> Exec<u32> {
     let mut turns = 0;
